@@ -1,0 +1,121 @@
+"""The narrow face of a disk: its counters and limits, read and written from outside.
+
+Used by the daemon and by tests.  Only pread, pwrite and fstat on the state file, never a mapping:
+the process that serves the disk is not trusted to leave the file's length alone.
+"""
+
+import dataclasses
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from swaptide.cache import geometry, layout
+from swaptide.cache.errors import StateError
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who a state file is.  `size_bytes` is the disk's size; `disk_id` is also its NBD export name."""
+
+    disk_id: str
+    name: str
+    size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Memory limits in bytes: floor <= target <= cap."""
+
+    cap_bytes: int
+    target_bytes: int
+    floor_bytes: int
+
+
+def parse_identity(raw: bytes, where: str) -> Identity:
+    """Decode the identity page; raises StateError naming `where` if it is not one of this version."""
+    if len(raw) < layout.IDENTITY.size:
+        raise StateError(f"{where}: too short for a swaptide state file")
+    magic, version, segment_bytes, size_bytes, disk_id, name = layout.IDENTITY.unpack_from(raw)
+    if magic != layout.MAGIC:
+        raise StateError(f"{where}: not a swaptide state file; choose another path")
+    if version != layout.FORMAT_VERSION or segment_bytes != geometry.SEGMENT_BYTES:
+        raise StateError(
+            f"{where}: state file of format {version}, this program reads format {layout.FORMAT_VERSION};"
+            " serve it with the program that made it"
+        )
+    return Identity(str(uuid.UUID(bytes=disk_id)), name.rstrip(b"\0").decode("utf-8", "replace"), size_bytes)
+
+
+class StateFace:
+    """An open state file.  Not thread-safe across set_limits calls; reads may come from anywhere."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Open `path`; raises FileNotFoundError, PermissionError, or StateError if it is not ours."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.identity = parse_identity(os.pread(self._fd, layout.IDENTITY.size, 0), str(path))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def counters(self) -> Mapping[str, int]:
+        """Every word of the counters page by name, as last published."""
+        return self._words(geometry.COUNTERS_OFFSET, layout.COUNTERS)
+
+    def limits(self) -> Limits:
+        """The limits in force."""
+        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
+        return Limits(words["cap_bytes"], words["target_bytes"], words["floor_bytes"])
+
+    def set_limits(
+        self, *, cap_bytes: int | None = None, target_bytes: int | None = None, floor_bytes: int | None = None
+    ) -> None:
+        """Write the given limits; the plugin notices within milliseconds.  Values are not checked here."""
+        wanted = {"floor_bytes": floor_bytes, "cap_bytes": cap_bytes, "target_bytes": target_bytes}
+        for name, value in wanted.items():
+            if value is not None:
+                self._put(name, value)
+
+    def request_publish(self) -> int:
+        """Ask the plugin for fresh counters; they are fresh once publish_answer reaches the returned value."""
+        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
+        wanted = words["publish_request"] + 1
+        self._put("publish_request", wanted)
+        return wanted
+
+    def state_blocks_bytes(self) -> int:
+        """What the file costs in RAM right now: its allocated blocks, in bytes."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def ram_bytes(self) -> int:
+        """State-file blocks and the plugin's private memory beyond its base, in bytes."""
+        counters = self.counters()
+        return self.state_blocks_bytes() + max(0, counters["private_bytes"] - counters["base_bytes"])
+
+    def _put(self, name: str, value: int) -> None:
+        offset = geometry.CONTROL_OFFSET + layout.CONTROL.index(name) * layout.WORD.size
+        os.pwrite(self._fd, layout.WORD.pack(value), offset)
+
+    def _words(self, offset: int, names: tuple[str, ...]) -> Mapping[str, int]:
+        raw = os.pread(self._fd, len(names) * layout.WORD.size, offset)
+        if len(raw) < len(names) * layout.WORD.size:
+            raise StateError(f"{self.path}: state file was truncated")
+        return {name: layout.WORD.unpack_from(raw, i * 8)[0] for i, name in enumerate(names)}

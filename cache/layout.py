@@ -1,0 +1,64 @@
+"""The words of the state file's three header pages, as the daemon and the plugin both see them.
+
+Identity is written once, at creation.  Control is written by whoever steers (the daemon, a test),
+with pwrite, and read by the plugin.  Counters are written by the plugin alone.  All words are
+little-endian unsigned 64-bit.  The compiled core has the same order in `words.pxd`;
+tests/unit/test_layout.py holds the two against each other.
+"""
+
+import struct
+from typing import Final
+
+MAGIC: Final = b"swaptide"
+FORMAT_VERSION: Final = 1
+
+# magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8)
+IDENTITY = struct.Struct("<8sQQQ16s64s")
+
+# In the order of the control page.
+CONTROL: Final = (
+    "cap_bytes",
+    "target_bytes",
+    "floor_bytes",
+    "publish_request",  # bumped by a reader that wants fresh counters; answered in publish_answer
+)
+
+# In the order of the counters page.
+COUNTERS: Final = (
+    "owner_pid",
+    "serving",  # 1 once the process that owns the file answers requests
+    "connections",
+    "publish_answer",
+    "target_seen_bytes",
+    "base_bytes",
+    "private_bytes",
+    "reads",
+    "writes",
+    "trims",
+    "zeroes",
+    "flushes",
+    "read_bytes",
+    "write_bytes",
+    "hits",
+    "misses",
+    "stalls",
+    "spill_written_bytes",
+    "spill_read_bytes",
+    "spill_write_errors",
+    "spill_read_errors",
+    "cleaned_segments",
+    "cleaned_pages",
+    "stored_pages",
+    "same_filled_pages",
+    "raw_bytes",
+    "packed_bytes",
+    "spilled_bytes",
+    "clean_bytes",
+    "reserved_bytes",
+    "ram_slots_used",
+    "ram_slots_limit",
+    "disk_slots_used",
+    "degraded",  # 1 while the spill store fails
+    "ram_blocked",  # 1 while the host (cgroup, tmpfs) refuses memory below the target
+)
+WORD: Final = struct.Struct("<Q")

@@ -1,0 +1,1 @@
+"""The host daemon and its command line."""

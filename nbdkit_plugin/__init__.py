@@ -1,0 +1,1 @@
+"""What nbdkit loads: parameters, callbacks, thread states. Imports only swaptide.cache."""

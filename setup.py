@@ -1,0 +1,46 @@
+"""Builds the Cython parts; everything else is in pyproject.toml."""
+
+import os
+import pathlib
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("SWAPTIDE_SANITIZE", "")
+FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
+LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+
+
+def extensions() -> list[Extension]:
+    """One extension for each .pyx file of the two rooms that have compiled code."""
+    root = pathlib.Path(__file__).parent
+    sources = sorted((root / "src/swaptide").glob("cache/*.pyx")) + sorted(
+        (root / "src/swaptide").glob("nbdkit_plugin/*.pyx")
+    )
+    return [
+        Extension(
+            "swaptide." + ".".join(path.relative_to(root / "src/swaptide").with_suffix("").parts),
+            [str(path.relative_to(root))],
+            extra_compile_args=FLAGS,
+            extra_link_args=LINK,
+            include_dirs=["cache"],
+            depends=[str(p.relative_to(root)) for p in (root / "cache").glob("*.h")],
+        )
+        for path in sources
+    ]
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(),
+        build_dir="build/cython",
+        include_path=["src"],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+        },
+    )
+)

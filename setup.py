@@ -23,8 +23,8 @@ def extensions() -> list[Extension]:
             [str(path.relative_to(root))],
             extra_compile_args=FLAGS,
             extra_link_args=LINK,
-            include_dirs=["cache"],
-            depends=[str(p.relative_to(root)) for p in (root / "cache").glob("*.h")],
+            include_dirs=["cache", "nbdkit_plugin"],
+            depends=[str(p.relative_to(root)) for room in ("cache", "nbdkit_plugin") for p in (root / room).glob("*.h")],
         )
         for path in sources
     ]

@@ -1,0 +1,67 @@
+/* The few words that Cython has none for: atomic loads, stores and exchanges on mapped memory.
+ * Sequentially consistent where a pin meets a place (docs/design.md, "Pins"), relaxed for counters.
+ */
+#ifndef SWAPTIDE_ATOMICS_H
+#define SWAPTIDE_ATOMICS_H
+
+#include <stdint.h>
+#include <string.h>
+#include <sched.h>
+
+static inline uint64_t load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t swap64(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+static inline int cas64(uint64_t *p, uint64_t expected, uint64_t v)
+{
+    return __atomic_compare_exchange_n(p, &expected, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+static inline void count64(uint64_t *p, int64_t by) { __atomic_fetch_add(p, (uint64_t)by, __ATOMIC_RELAXED); }
+static inline uint64_t peek64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void poke64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+
+static inline int32_t load32(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline int32_t add32(int32_t *p, int32_t by) { return __atomic_add_fetch(p, by, __ATOMIC_SEQ_CST); }
+
+static inline uint8_t load8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Is the 4 KiB page one repeated 32-bit word?  Almost every other page says no at the first words. */
+static inline int page_is_same(const void *page, uint32_t *word)
+{
+    const char *bytes = page;
+    uint64_t first;
+    uint32_t low;
+    memcpy(&first, bytes, 8);
+    low = (uint32_t)first;
+    if ((uint32_t)(first >> 32) != low)
+        return 0;
+    /* A page equal to itself shifted by 8 bytes repeats its first 8 bytes all the way. */
+    if (memcmp(bytes, bytes + 8, 256) != 0 || memcmp(bytes, bytes + 8, 4096 - 8) != 0)
+        return 0;
+    *word = low;
+    return 1;
+}
+
+static inline void fill_words(void *to, uint32_t word, uint64_t skip, uint64_t bytes)
+{
+    /* `skip` is the offset of `to` inside its page: the pattern keeps its phase. */
+    unsigned char *out = to;
+    unsigned char pattern[4];
+    uint64_t i;
+    if (word == (word & 0xff) * 0x01010101u) {
+        memset(to, (int)(word & 0xff), bytes);
+        return;
+    }
+    memcpy(pattern, &word, 4);
+    for (i = 0; i < bytes; i++)
+        out[i] = pattern[(skip + i) & 3];
+}
+
+#endif

@@ -1,0 +1,229 @@
+"""One disk, put together: state file, spill file, log and movers, and the thread that runs the movers.
+
+`prepare` runs before the server forks and may fail with one clear line; `start` runs after the fork and
+starts the event loop's thread; `stop` ends it.  After `start` the log may be used from any thread.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import pathlib
+import sys
+import threading
+import uuid
+
+from swaptide.cache import face, geometry, layout, spillfile, statefile, swaplabel
+from swaptide.cache.errors import UsageError
+from swaptide.cache.governor import Governor
+from swaptide.cache.log import Log
+from swaptide.cache.movers import SPILLERS, Movers
+from swaptide.cache.moves import Moves
+from swaptide.cache.segments import Segments
+
+log = logging.getLogger(__name__)
+
+# A mover's Python code must not keep nbdkit's threads from the interpreter for the default 5 ms.
+SWITCH_SECONDS = 0.0005
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists."""
+
+    size_bytes: int | None = None
+    ram_bytes: int | None = None
+    floor_bytes: int | None = None
+    name: str = "swaptide"
+    state: pathlib.Path | None = None
+    spill: pathlib.Path | None = None
+    swap_label: str = ""
+    force: bool = False
+
+
+class Engine:
+    """A disk that is prepared; `log` serves it."""
+
+    def __init__(self, state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
+        self._state = state
+        self._spill = spill
+        self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._segments = Segments(state.mapping, self._kick_fd)
+        self.log = Log(
+            state.mapping,
+            self._segments,
+            state.shape.size_bytes,
+            spill.fd,
+            spill.align,
+            geometry.SPILL_HEADER_BYTES,
+            uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
+        )
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[None] | None = None
+
+    @property
+    def identity(self) -> face.Identity:
+        """Who the disk is; `disk_id` is its export name."""
+        return self._state.identity
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> "Engine":
+        """Make the disk, or open the one that the state file holds.
+
+        Raises SwaptideError with one line that names the parameter; then nothing half made is left, and a
+        disk that existed is as it was.
+        """
+        if settings.state is not None and settings.state.exists():
+            return cls._reopen(settings)
+        return cls._create(settings)
+
+    @classmethod
+    def _create(cls, settings: Settings) -> "Engine":
+        limits = check_limits(settings)
+        state = statefile.create(settings.state, settings.size_bytes or 0, settings.name, limits)
+        try:
+            spill = cls._make_spill(settings, state)
+        except BaseException:
+            state.discard()
+            raise
+        engine = cls(state, spill)
+        if settings.swap_label:
+            engine._write_label(settings.swap_label)
+        return engine
+
+    @staticmethod
+    def _make_spill(settings: Settings, state: statefile.StateFile) -> spillfile.SpillFile:
+        path = settings.spill
+        if path is None and state.path is not None:
+            # The state file outlives this process, so what it points to must as well.
+            path = spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
+        where = str(state.path.resolve()) if state.path is not None else ""
+        return spillfile.create(path, state.shape, state.identity.disk_id, where, force=settings.force)
+
+    @classmethod
+    def _reopen(cls, settings: Settings) -> "Engine":
+        assert settings.state is not None
+        state = statefile.reopen(settings.state)
+        try:
+            if settings.size_bytes not in (None, state.identity.size_bytes):
+                raise UsageError(
+                    f"size={settings.size_bytes}: the disk in {settings.state} has {state.identity.size_bytes} bytes;"
+                    " a disk keeps its size"
+                )
+            path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
+            spill = spillfile.reopen(path, state.shape, state.identity.disk_id)
+            engine = cls(state, spill)
+            engine._recover()
+            engine._adopt_cap(settings)
+            return engine
+        except BaseException:
+            state.close()
+            raise
+
+    def _recover(self) -> None:
+        same = self._segments.recover()
+        mapping = self._state.mapping
+        mapping.set_counter_word(layout.COUNTERS.index("same_filled_pages"), same)
+        mapping.set_counter_word(layout.COUNTERS.index("connections"), 0)
+        log.info("state taken over file=%s id=%s", self._state.path, self.identity.disk_id)
+
+    def _adopt_cap(self, settings: Settings) -> None:
+        """A cap on the command line that differs from the recorded one is a new cap."""
+        mapping = self._state.mapping
+        cap = mapping.control_word(layout.CONTROL.index("cap_bytes"))
+        if settings.ram_bytes is not None and settings.ram_bytes != cap:
+            limits = check_limits(dataclasses.replace(settings, size_bytes=self.identity.size_bytes))
+            for index, word in enumerate(layout.CONTROL[:3]):
+                mapping.set_control_word(index, getattr(limits, word))
+
+    def _write_label(self, label: str) -> None:
+        """Fill the first page with a swap signature; the movers do not run yet, so make room by hand."""
+        self._segments.set_budget(1 << 62, 0)
+        self._segments.populate_now(2)
+        self.log.write_bytes(swaplabel.header(self.identity.size_bytes, label), 0)
+
+    def start(self) -> None:
+        """Start the movers and say in the state file that this process serves it."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        moves = Moves(self.log, self._segments, SPILLERS)
+        ready = threading.Event()
+        failure: list[BaseException] = []
+
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._main = asyncio.current_task()
+            governor = Governor(self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes)
+            movers = Movers(moves, self._segments, self._kick_fd)
+            ready.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(movers.run())
+                tasks.create_task(governor.run(movers))
+
+        def body() -> None:
+            try:
+                asyncio.run(run())
+            except asyncio.CancelledError:
+                pass
+            except BaseException as error:
+                failure.append(error)
+                log.critical("movers died; nothing is spilled any more", exc_info=error)
+            finally:
+                ready.set()
+
+        self._thread = threading.Thread(target=body, name="swaptide-movers", daemon=True)
+        self._thread.start()
+        ready.wait()
+        if failure:
+            raise failure[0]
+        self._announce(os.getpid(), 1)
+
+    def stop(self) -> None:
+        """End the movers; what is in the state file and on disk stays as it is."""
+        self._segments.stop()
+        if self._thread is not None and self._loop is not None and self._main is not None:
+            self._loop.call_soon_threadsafe(self._main.cancel)
+            self._thread.join()
+        self._announce(0, 0)
+        self._spill.close()
+        self._state.close()
+
+    def abandon(self) -> None:
+        """Undo a `prepare` that made a new disk which was never started."""
+        if self._state.fresh:
+            if self._spill.path is not None:
+                spillfile.release(self._spill.path, self.identity.disk_id)
+            self._state.discard()
+
+    def wake_waiters(self) -> None:
+        """Have writers that wait at the cap look whether their client is still there."""
+        self._segments.wake_waiters()
+
+    def connected(self, by: int) -> None:
+        """Count a client that came (+1) or went (-1)."""
+        index = layout.COUNTERS.index("connections")
+        mapping = self._state.mapping
+        mapping.set_counter_word(index, mapping.counter_word(index) + by)
+
+    def _announce(self, pid: int, serving: int) -> None:
+        mapping = self._state.mapping
+        mapping.set_counter_word(layout.COUNTERS.index("owner_pid"), pid)
+        mapping.set_counter_word(layout.COUNTERS.index("serving"), serving)
+
+
+def check_limits(settings: Settings) -> face.Limits:
+    """The limits that the settings ask for.  Raises UsageError for a missing or impossible one."""
+    if settings.size_bytes is None:
+        raise UsageError("size= is missing; say for example size=4G")
+    if settings.ram_bytes is None:
+        raise UsageError("ram= is missing; say for example ram=1G")
+    try:
+        minimum = geometry.of_size(settings.size_bytes).working_minimum_bytes
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    floor = minimum if settings.floor_bytes is None else settings.floor_bytes
+    if floor < minimum:
+        raise UsageError(f"floor={floor}: below the working minimum of a disk of this size, {minimum} bytes")
+    if settings.ram_bytes < floor:
+        raise UsageError(f"ram={settings.ram_bytes}: below the floor of {floor} bytes; give at least that")
+    return face.Limits(cap_bytes=settings.ram_bytes, target_bytes=settings.ram_bytes, floor_bytes=floor)

@@ -1,0 +1,122 @@
+"""Watches the limits and the process's own memory, and publishes counters.
+
+Owned by the engine's event loop.  Sets the budget that the segments work under; moves nothing itself.
+"""
+
+import asyncio
+import logging
+import os
+import pathlib
+from typing import Final
+
+from swaptide.cache import geometry, layout, memory
+from swaptide.cache.movers import Movers
+from swaptide.cache.segments import Segments
+from swaptide.cache.mapping import Mapping
+from swaptide.cache.inotify import watch_modify
+
+log = logging.getLogger(__name__)
+
+ACTIVE_SECONDS: Final = 0.1
+IDLE_SECONDS: Final = 1.0
+# nbdkit keeps one buffer per thread, as large as the largest request it saw: 16 threads of 1 MiB.
+REQUEST_BUFFERS_BYTES: Final = 16 * geometry.MAX_REQUEST_BYTES
+
+_CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
+_COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
+_ACTIVITY = ("reads", "writes", "trims", "zeroes", "spill_written_bytes", "spill_read_bytes", "cleaned_segments")
+
+
+class Governor:
+    """The budget of one disk.  `state_path` is watched for changes where the state file has a name."""
+
+    def __init__(
+        self, mapping: Mapping, segments: Segments, state_path: pathlib.Path | None, reserved_bytes: int
+    ) -> None:
+        self._mapping = mapping
+        self._segments = segments
+        self._state_path = state_path
+        self._meter = memory.Meter()
+        self._changed = asyncio.Event()
+        self._activity: tuple[int, ...] = ()
+        base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
+        self._base_bytes = max(base, self._meter.start_bytes)
+        self._put("base_bytes", self._base_bytes)
+        self._put("reserved_bytes", reserved_bytes)
+        self.apply()
+
+    async def run(self, movers: Movers) -> None:
+        """Follow the control words until cancelled."""
+        watch = self._watch()
+        try:
+            while True:
+                self._changed.clear()
+                self.apply()
+                self._publish(movers)
+                try:
+                    async with asyncio.timeout(ACTIVE_SECONDS if self._is_active() else IDLE_SECONDS):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            if watch is not None:
+                asyncio.get_running_loop().remove_reader(watch)
+                os.close(watch)
+
+    def apply(self) -> None:
+        """Take over the target and measure the memory that counts against it."""
+        target = self._control("target_bytes")
+        private = self._meter.now_bytes()
+        self._segments.set_budget(target, max(0, private - self._base_bytes))
+        self._put("private_bytes", private)
+        self._put("target_seen_bytes", target)
+
+    def _watch(self) -> int | None:
+        if self._state_path is None:
+            return None  # nobody can find an unnamed file by name; the idle tick looks often enough
+        fd = watch_modify(self._state_path)
+        asyncio.get_running_loop().add_reader(fd, self._notified, fd)
+        return fd
+
+    def _notified(self, fd: int) -> None:
+        os.read(fd, 65536)
+        # The movers' own punches notify as well; only a changed control word is news.
+        if (
+            self._control("target_bytes") != self._counter("target_seen_bytes")
+            or self._control("publish_request") != self._counter("publish_answer")
+        ):
+            self._changed.set()
+
+    def _publish(self, movers: Movers) -> None:
+        request = self._control("publish_request")
+        ram, clean, disk = self._segments.tiers()
+        limit, populated, *_, disk_free, disk_slots, _ = self._segments.snapshot()
+        gauges = {
+            "stored_pages": ram + disk,
+            "raw_bytes": ram * geometry.PAGE_BYTES,
+            "clean_bytes": clean * geometry.PAGE_BYTES,
+            "spilled_bytes": disk * geometry.PAGE_BYTES,
+            "packed_bytes": 0,
+            "ram_slots_used": populated,
+            "ram_slots_limit": limit,
+            "disk_slots_used": disk_slots - disk_free,
+            "degraded": int(movers.degraded),
+            "ram_blocked": int(movers.ram_blocked),
+        }
+        for name, value in gauges.items():
+            self._put(name, value)
+        # Last: whoever asked sees the answer only when everything above is there.
+        self._put("publish_answer", request)
+
+    def _is_active(self) -> bool:
+        before, self._activity = self._activity, tuple(self._counter(name) for name in _ACTIVITY)
+        return before != self._activity
+
+    def _control(self, name: str) -> int:
+        return self._mapping.control_word(_CONTROL[name])
+
+    def _counter(self, name: str) -> int:
+        return self._mapping.counter_word(_COUNTER[name])
+
+    def _put(self, name: str, value: int) -> None:
+        self._mapping.set_counter_word(_COUNTER[name], value)

@@ -1,0 +1,24 @@
+"""A segment's image on disk; see image.pyx."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef enum:
+    STRIDE = 4112               # a page and its tag
+    IMAGE_RMAP = 2088896        # PIECES * STRIDE
+    IMAGE_FOOTER = 2092960      # behind the reverse map
+
+cdef struct SpillFile:
+    int fd
+    uint32_t align              # of offsets, lengths and buffers for direct I/O, in bytes
+    uint64_t base               # offset of the first disk slot
+    uint64_t disk_seed
+
+cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
+                     uint32_t slot, uint32_t count) noexcept nogil
+cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation, uint32_t slot) noexcept nogil
+cdef bint piece_check(const char *piece, const SpillFile *spill, uint64_t generation, uint32_t slot,
+                      uint32_t index) noexcept nogil
+cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil
+cdef int image_read(char *image, const SpillFile *spill, uint32_t slot) noexcept nogil
+cdef int pieces_read(char *buffer, const SpillFile *spill, uint32_t slot, uint32_t index, uint32_t count,
+                     char **first) noexcept nogil

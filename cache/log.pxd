@@ -1,0 +1,46 @@
+"""The disk that the guest sees; see log.pyx."""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from swaptide.cache.image cimport SpillFile
+from swaptide.cache.mapping cimport Mapping
+from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
+from swaptide.cache.segments cimport Segments, Waiter
+
+cdef enum:
+    STRIPES = 64
+    BOUNCE_BUFFERS = 16
+    BOUNCE_PIECES = 32
+    BOUNCE_BYTES = 143360       # BOUNCE_PIECES * 4112, and both ends widened to 4096
+
+
+cdef class Log:
+    cdef Mapping map
+    cdef Segments segments
+    cdef SpillFile spill
+    cdef pthread_mutex_t stripes[STRIPES]
+    cdef pthread_mutex_t bounce_lock
+    cdef pthread_cond_t bounce_free
+    cdef char *bounce_memory
+    cdef char *bounce[BOUNCE_BUFFERS]
+    cdef int bounces
+    cdef readonly uint64_t size_bytes
+
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait) noexcept nogil
+    cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter, bint may_wait) noexcept nogil
+    cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil
+
+    cdef uint64_t entry(self, uint64_t page) noexcept nogil
+    cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
+                         uint64_t *done) noexcept nogil
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index) noexcept nogil
+    cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil
+    cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
+                         Waiter *waiter) noexcept nogil
+    cdef int _load_page(self, char *to, uint64_t page, uint64_t entry, uint32_t *pinned) noexcept nogil
+    cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil
+    cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil
+    cdef uint64_t *_rmap(self, uint32_t segment) noexcept nogil
+    cdef char *_page_at(self, uint32_t segment, uint32_t index) noexcept nogil
+    cdef char *_take_bounce(self) noexcept nogil
+    cdef void _give_bounce(self, char *buffer) noexcept nogil

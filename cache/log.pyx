@@ -1,0 +1,480 @@
+"""The disk that the guest sees: reads, writes, trims and zeroes on the page table and the log.
+
+How a page is published (docs/design.md, "Publication"): its data and its place in the reverse map
+first, then its entry, with one atomic exchange; the old entry is accounted by whoever exchanged it
+away.  A part of a page is read, merged and published with a compare-and-swap under a striped lock.
+A reader pins the segment that an entry names and looks at the entry again: if it still names it, the
+segment cannot be used for anything else before the pin is gone.
+
+Everything with `nogil` runs in nbdkit's threads, with or without the GIL; it takes no Python object and,
+but for a wait at the cap and for the disk, no time.
+"""
+
+import errno
+import os
+
+from libc.errno cimport EAGAIN, EIO, ENOMEM
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.stdlib cimport posix_memalign
+
+from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, store64, swap64
+from swaptide.cache.entry cimport (
+    ABSENT,
+    DISK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PIECE,
+    PIECES,
+    RMAP_OFFSET,
+    SAME,
+    disk_of,
+    index_of,
+    kind_of,
+    piece_entry,
+    ram_of,
+    same_entry,
+    same_word,
+    segment_of,
+    state_of,
+)
+from swaptide.cache.image cimport STRIDE, piece_check, pieces_read
+from swaptide.cache.mapping cimport Mapping
+from swaptide.cache.pthread cimport (
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_signal,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from swaptide.cache.segments cimport GUEST, NO_SEGMENT, Segments, Waiter
+from swaptide.cache.words cimport (
+    HITS,
+    MISSES,
+    SAME_FILLED_PAGES,
+    SPILL_READ_BYTES,
+    SPILL_READ_ERRORS,
+)
+
+cdef enum:
+    PAGE_MASK = 4095
+    TABLE_PIECE_PAGES = 512     # page entries in one 4 KiB table piece
+
+
+cdef class Log:
+    """A disk of `size_bytes` over a mapping, its segments and a spill file.
+
+    `spill_fd` is open for direct I/O with offsets and buffers aligned to `align` bytes; disk slots begin
+    at `base`; `disk_seed` is 64 bits of the disk's id.
+    """
+
+    def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, int spill_fd, uint32_t align,
+                  uint64_t base, uint64_t disk_seed):
+        cdef int i
+        cdef void *memory
+        self.map = map
+        self.segments = segments
+        self.size_bytes = size_bytes
+        self.spill.fd = spill_fd
+        self.spill.align = align
+        self.spill.base = base
+        self.spill.disk_seed = disk_seed
+        for i in range(STRIPES):
+            pthread_mutex_init(&self.stripes[i], NULL)
+        pthread_mutex_init(&self.bounce_lock, NULL)
+        pthread_cond_init(&self.bounce_free, NULL)
+        if posix_memalign(&memory, PAGE_BYTES, BOUNCE_BUFFERS * BOUNCE_BYTES) != 0:
+            raise MemoryError()
+        # Touched now: it is part of the process's base, and a miss under pressure must not allocate.
+        memset(memory, 0, BOUNCE_BUFFERS * BOUNCE_BYTES)
+        self.bounce_memory = <char *> memory
+        for i in range(BOUNCE_BUFFERS):
+            self.bounce[i] = self.bounce_memory + i * BOUNCE_BYTES
+        self.bounces = BOUNCE_BUFFERS
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(STRIPES):
+            pthread_mutex_destroy(&self.stripes[i])
+        pthread_cond_destroy(&self.bounce_free)
+        pthread_mutex_destroy(&self.bounce_lock)
+        free(self.bounce_memory)
+
+    cdef uint64_t entry(self, uint64_t page) noexcept nogil:
+        if not self.map.page_ready(page):
+            return ABSENT
+        return load64(&self.map.page_table[page])
+
+    # Reads.
+
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait) noexcept nogil:
+        """Read within the disk.  0, -EIO, or -EAGAIN where it would go to the disk and must not."""
+        cdef uint64_t entry, part, done
+        cdef int result
+        while count:
+            part = PAGE_BYTES - (offset & PAGE_MASK)
+            if part > count:
+                part = count
+            entry = self.entry(offset >> PAGE_SHIFT)
+            if kind_of(entry) == PIECE:
+                done = 0
+                result = self._read_piece(buf, count, offset, entry, may_wait, &done)
+                if result != 0:
+                    return result
+                part = done
+            elif kind_of(entry) == SAME:
+                fill_words(buf, same_word(entry), offset & 3, part)
+                count64(&self.map.counters[HITS], 1)
+            else:
+                memset(buf, 0, part)
+                count64(&self.map.counters[HITS], 1)
+            buf += part
+            offset += part
+            count -= part
+        return 0
+
+    cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
+                         uint64_t *done) noexcept nogil:
+        """Read as many pages as lie back to back from here; `done` stays 0 if the entry changed meanwhile."""
+        cdef uint64_t page = offset >> PAGE_SHIFT, place, span
+        cdef uint32_t segment = segment_of(entry), index = index_of(entry), skip = offset & PAGE_MASK, run = 1
+        cdef int result = 0
+        self.segments.pin(segment)
+        if self.entry(page) != entry:
+            self.segments.unpin(segment)
+            return 0
+        # Entries loaded from here on that name this segment are safe: it is pinned.
+        while run * <uint64_t> PAGE_BYTES - skip < count and index + run < PIECES:
+            if self.entry(page + run) != piece_entry(segment, index + run):
+                break
+            run += 1
+        span = run * <uint64_t> PAGE_BYTES - skip
+        if span > count:
+            span = count
+        place = self.segments.place(segment)
+        if ram_of(place):
+            memcpy(buf, self.map.slot(ram_of(place) - 1) + (<uint64_t> index << PAGE_SHIFT) + skip, span)
+            self.segments.unpin(segment)
+            count64(&self.map.counters[HITS], run)
+        elif not may_wait:
+            self.segments.unpin(segment)
+            return -EAGAIN
+        else:
+            self.segments.disk_pin(segment)
+            self.segments.unpin(segment)
+            result = self._read_disk(buf, span, skip, segment, index)
+            self.segments.disk_unpin(segment)
+            count64(&self.map.counters[MISSES], run)
+        done[0] = span
+        return result
+
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index) noexcept nogil:
+        """Read from a disk-pinned segment on disk, through a bounce buffer, every page checked."""
+        cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
+        cdef uint64_t generation = self.map.segment_table[segment].generation
+        cdef uint32_t pages, i
+        cdef uint64_t part
+        cdef char *piece
+        cdef char *buffer = self._take_bounce()
+        cdef int result = 0
+        while count and result == 0:
+            pages = <uint32_t> ((skip + count + PAGE_MASK) >> PAGE_SHIFT)
+            if pages > BOUNCE_PIECES:
+                pages = BOUNCE_PIECES
+            result = pieces_read(buffer, &self.spill, slot, index, pages, &piece)
+            if result != 0:
+                break
+            count64(&self.map.counters[SPILL_READ_BYTES], pages * STRIDE)
+            for i in range(pages):
+                if not piece_check(piece, &self.spill, generation, slot, index + i):
+                    result = -EIO
+                    break
+                part = PAGE_BYTES - skip
+                if part > count:
+                    part = count
+                memcpy(buf, piece + skip, part)
+                buf += part
+                count -= part
+                skip = 0
+                piece += STRIDE
+            index += pages
+        self._give_bounce(buffer)
+        if result != 0:
+            count64(&self.map.counters[SPILL_READ_ERRORS], 1)
+            result = -EIO
+        return result
+
+    cdef char *_take_bounce(self) noexcept nogil:
+        cdef char *buffer
+        pthread_mutex_lock(&self.bounce_lock)
+        while self.bounces == 0:
+            pthread_cond_wait(&self.bounce_free, &self.bounce_lock)
+        self.bounces -= 1
+        buffer = self.bounce[self.bounces]
+        pthread_mutex_unlock(&self.bounce_lock)
+        return buffer
+
+    cdef void _give_bounce(self, char *buffer) noexcept nogil:
+        pthread_mutex_lock(&self.bounce_lock)
+        self.bounce[self.bounces] = buffer
+        self.bounces += 1
+        pthread_cond_signal(&self.bounce_free)
+        pthread_mutex_unlock(&self.bounce_lock)
+
+    # Writes.
+
+    cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter, bint may_wait) noexcept nogil:
+        """Write within the disk.  0, or a negative errno; -EAGAIN where it would wait and must not.
+
+        Without `may_wait` only whole pages are taken.  On an error any of the pages may have been written.
+        """
+        cdef uint64_t part
+        cdef int result = 0
+        while count and result == 0:
+            part = offset & PAGE_MASK
+            if part == 0 and count >= PAGE_BYTES:
+                part = count & ~<uint64_t> PAGE_MASK
+                result = self._write_pages(buf, offset >> PAGE_SHIFT, part >> PAGE_SHIFT, waiter if may_wait else NULL)
+            else:
+                part = PAGE_BYTES - part
+                if part > count:
+                    part = count
+                if not may_wait:
+                    return -EAGAIN
+                result = self._write_part(buf, <uint32_t> part, offset >> PAGE_SHIFT, offset & PAGE_MASK, waiter)
+            buf += part
+            offset += part
+            count -= part
+        return result
+
+    cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil:
+        cdef uint32_t segment, index, word = 0
+        cdef uint64_t run, i
+        cdef uint64_t *rmap
+        cdef int got
+        while pages:
+            if self.map.page_ensure(page) != 0:
+                return -ENOMEM
+            if page_is_same(buf, &word):
+                self._publish(page, same_entry(word))
+                page += 1
+                pages -= 1
+                buf += PAGE_BYTES
+                continue
+            run = 1
+            while run < pages and not page_is_same(buf + (run << PAGE_SHIFT), &word):
+                run += 1
+            got = self.segments.reserve(GUEST, <uint32_t> run, waiter, &segment, &index)
+            if got < 0:
+                return got
+            memcpy(self._page_at(segment, index), buf, <uint64_t> got << PAGE_SHIFT)
+            rmap = self._rmap(segment)
+            for i in range(<uint64_t> got):
+                rmap[index + i] = page + i
+            for i in range(<uint64_t> got):
+                if self.map.page_ensure(page + i) != 0:
+                    # Only the first page's table piece was sure; the rest of the run is not written.
+                    self.segments.cancel(segment, <int32_t> (got - i))
+                    self.segments.unpin(segment)
+                    return -ENOMEM
+                self._publish(page + i, piece_entry(segment, <uint32_t> (index + i)))
+            self.segments.unpin(segment)
+            page += <uint64_t> got
+            pages -= <uint64_t> got
+            buf += <uint64_t> got << PAGE_SHIFT
+        return 0
+
+    cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil:
+        cdef uint64_t old = swap64(&self.map.page_table[page], entry)
+        self._count_same(old, entry)
+        self.segments.retire(old)
+
+    cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil:
+        cdef int by = (kind_of(new) == SAME) - (kind_of(old) == SAME)
+        if by:
+            count64(&self.map.counters[SAME_FILLED_PAGES], by)
+
+    cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
+                         Waiter *waiter) noexcept nogil:
+        """Merge `count` bytes (zeros where `buf` is NULL) into a page: read, merge, compare and swap."""
+        cdef uint32_t segment, index, old_segment = NO_SEGMENT, word = 0
+        cdef uint64_t old, new
+        cdef char *to
+        cdef int result
+        if self.map.page_ensure(page) != 0:
+            return -ENOMEM
+        # Room first: whoever waits for RAM holds no pin and no stripe.
+        result = self.segments.reserve(GUEST, 1, waiter, &segment, &index)
+        if result < 0:
+            return result
+        to = self._page_at(segment, index)
+        self._rmap(segment)[index] = page
+        pthread_mutex_lock(&self.stripes[page % STRIPES])
+        while True:
+            old = load64(&self.map.page_table[page])
+            result = self._load_page(to, page, old, &old_segment)
+            if result == -EAGAIN:
+                continue
+            if result != 0:
+                break
+            if buf == NULL:
+                memset(to + skip, 0, count)
+            else:
+                memcpy(to + skip, buf, count)
+            new = piece_entry(segment, index)
+            if page_is_same(to, &word):
+                new = same_entry(word)
+            # The old segment is still pinned: its number cannot have come round to the same entry.
+            if cas64(&self.map.page_table[page], old, new):
+                self._count_same(old, new)
+                self.segments.retire(old)
+                break
+            if old_segment != NO_SEGMENT:
+                self.segments.disk_unpin(old_segment)
+        pthread_mutex_unlock(&self.stripes[page % STRIPES])
+        if old_segment != NO_SEGMENT:
+            self.segments.disk_unpin(old_segment)
+        if result != 0 or kind_of(new) == SAME:
+            self.segments.cancel(segment, 1)
+        self.segments.unpin(segment)
+        return result
+
+    cdef int _load_page(self, char *to, uint64_t page, uint64_t entry, uint32_t *pinned) noexcept nogil:
+        """Copy a page's old contents to `to`; its segment stays disk-pinned as `pinned`.
+
+        -EAGAIN if the entry changed under us, -EIO if the page cannot be read.
+        """
+        cdef uint32_t segment
+        cdef uint64_t place
+        pinned[0] = NO_SEGMENT
+        if kind_of(entry) == SAME:
+            fill_words(to, same_word(entry), 0, PAGE_BYTES)
+            return 0
+        if kind_of(entry) != PIECE:
+            memset(to, 0, PAGE_BYTES)
+            return 0
+        segment = segment_of(entry)
+        self.segments.pin(segment)
+        if load64(&self.map.page_table[page]) != entry:
+            self.segments.unpin(segment)
+            return -EAGAIN
+        self.segments.disk_pin(segment)
+        pinned[0] = segment
+        place = self.segments.place(segment)
+        if ram_of(place):
+            memcpy(to, self.map.slot(ram_of(place) - 1) + (<uint64_t> index_of(entry) << PAGE_SHIFT), PAGE_BYTES)
+            self.segments.unpin(segment)
+            return 0
+        self.segments.unpin(segment)
+        return self._read_disk(to, PAGE_BYTES, 0, segment, index_of(entry))
+
+    # Trims and zeroes.
+
+    cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil:
+        """Make the range read as zeros.  With `keep` its pages stay allocated (as same-filled entries)."""
+        cdef uint64_t page, part, skip, old
+        cdef int result
+        while count:
+            page = offset >> PAGE_SHIFT
+            skip = offset & PAGE_MASK
+            part = PAGE_BYTES - skip
+            if part > count:
+                part = count
+            if not keep and not self.map.page_ready(page):
+                # The whole table piece is absent already.
+                part = (TABLE_PIECE_PAGES - page % TABLE_PIECE_PAGES) * PAGE_BYTES - skip
+                if part > count:
+                    part = count
+            elif part == PAGE_BYTES:
+                if keep:
+                    if self.map.page_ensure(page) != 0:
+                        return -ENOMEM
+                    self._publish(page, same_entry(0))
+                elif load64(&self.map.page_table[page]) != ABSENT:
+                    self._publish(page, ABSENT)
+            else:
+                old = self.entry(page)
+                if kind_of(old) == PIECE or (kind_of(old) == SAME and same_word(old) != 0) or (keep and old == ABSENT):
+                    result = self._write_part(NULL, <uint32_t> part, page, <uint32_t> skip, waiter)
+                    if result != 0:
+                        return result
+            offset += part
+            count -= part
+        return 0
+
+    # Extents.
+
+    def extents(self, uint64_t count, uint64_t offset, bint one, int hole_type, int zero_type):
+        """Runs of equal kind as (offset, length, type) from `offset` on; only the first with `one`.
+
+        Absent pages are holes that read as zeros; same-filled pages of zeros read as zeros but are no
+        holes.  At most 65,536 runs are returned; the client asks again for the rest.
+        """
+        cdef uint64_t end = offset + count, at = offset, start = offset, page, entry
+        cdef int kind, current = -1
+        result = []
+        while at < end and len(result) < 65536:
+            page = at >> PAGE_SHIFT
+            entry = self.entry(page)
+            kind = 0
+            if kind_of(entry) == ABSENT:
+                kind = hole_type | zero_type
+            elif entry == same_entry(0):
+                kind = zero_type
+            if kind != current and at > start:
+                result.append((start, at - start, current))
+                start = at
+                if one:
+                    return result
+            current = kind
+            if self.map.page_ready(page):
+                at = (page + 1) << PAGE_SHIFT
+            else:
+                at = (page - page % TABLE_PIECE_PAGES + TABLE_PIECE_PAGES) << PAGE_SHIFT
+        if at > end:
+            at = end
+        if at > start:
+            result.append((start, at - start, current))
+        return result
+
+    # For Python code that is not in a hurry: making a disk, tests.
+
+    def write_bytes(self, bytes data, uint64_t offset):
+        """Write `data` at `offset`; raises OSError."""
+        cdef int result
+        cdef const char *raw = data
+        cdef uint64_t count = len(data)
+        cdef Waiter waiter
+        waiter.alive = NULL
+        waiter.arg = NULL
+        if offset + count > self.size_bytes:
+            raise OSError(errno.ENOSPC, "beyond the end of the disk")
+        with nogil:
+            result = self.write(raw, count, offset, &waiter, True)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def read_bytes(self, uint64_t count, uint64_t offset):
+        """Read `count` bytes at `offset`; raises OSError."""
+        cdef int result
+        cdef bytearray data = bytearray(count)
+        cdef char *raw = data
+        if offset + count > self.size_bytes:
+            raise OSError(errno.EINVAL, "beyond the end of the disk")
+        with nogil:
+            result = self.read(raw, count, offset, True)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return bytes(data)
+
+    # Helpers.
+
+    cdef char *_page_at(self, uint32_t segment, uint32_t index) noexcept nogil:
+        return self.map.slot(ram_of(self.segments.place(segment)) - 1) + (<uint64_t> index << PAGE_SHIFT)
+
+    cdef uint64_t *_rmap(self, uint32_t segment) noexcept nogil:
+        return <uint64_t *> (self.map.slot(ram_of(self.segments.place(segment)) - 1) + RMAP_OFFSET)

@@ -1,0 +1,226 @@
+"""What moves next, and when: the asyncio side of the movers.
+
+`plan` is a pure function from a snapshot to the moves to start; `Movers` takes snapshots, starts the
+moves in worker threads and looks again whenever one ends or the hot path kicks the eventfd.  Owned by
+the engine's event loop; nothing here is called from nbdkit's threads.
+"""
+
+import asyncio
+import concurrent.futures
+import errno
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import Final, NamedTuple, TypeVar
+
+from swaptide.cache import geometry
+from swaptide.cache.moves import Moves
+from swaptide.cache.segments import Segments
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Writes in flight: four of 2 MiB keep a fast disk busy (measured: DESIGN's 4 x pwritev, 3.5 GB/s).
+SPILLERS: Final = 4
+# A segment in RAM with at most this share of live pages is cleaned rather than written out: below it,
+# copying what lives costs less than writing everything.
+CLEAN_RAM_SHARE: Final = 0.75
+# Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
+DISK_LOW_SHARE: Final = 1 / 32
+DISK_LOW_LEAST: Final = 12
+# After a failure of the store or the host, in seconds.
+BACK_OFF_SECONDS: Final = 0.1
+IDLE_SECONDS: Final = 1.0
+
+
+class Snapshot(NamedTuple):
+    """State of the pools; all in segments (2 MiB), taken under one lock."""
+
+    limit: int
+    populated: int
+    free: int
+    to_punch: int
+    dirty: int
+    writing: int
+    clean: int
+    disk_free: int
+    disk_slots: int
+    waiting: int
+
+
+class Plan(NamedTuple):
+    """Moves to start now."""
+
+    punch: bool
+    drop: int
+    spill: int
+    populate: int
+    clean_ram: bool
+    clean_disk: bool
+
+
+def plan(now: Snapshot, spilling: int, ram_cleanable: bool) -> Plan:
+    """Decide from the snapshot and the number of spills under way.
+
+    Free slots wanted: an eighth of the limit, 2 to 16.  Slots are taken back when there are more than
+    the limit; else made free ahead of the writers, by populating below the limit and by spilling at it.
+    """
+    wanted = min(16, max(2, now.limit // 8))
+    over = now.populated - now.to_punch - now.limit
+    punch = now.to_punch > 0 or (over > 0 and now.free > 1)
+    if over > 0:
+        short = over + (1 if now.waiting else 0)
+    elif now.populated >= now.limit:
+        short = wanted - now.free
+    else:
+        short = 0
+    short = max(0, short)
+    drop = min(short, now.clean)
+    short -= drop + now.writing
+    clean_ram = short > 0 and ram_cleanable
+    spill = max(0, min(SPILLERS - spilling, short, now.dirty))
+    if clean_ram and over <= 0:
+        spill = min(spill, 1)  # both at once, so that a wrong guess costs no stall
+    populate = 0
+    if over < 0:
+        populate = max(0, min(-over, wanted - now.free))
+    disk_low = max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
+    return Plan(punch, drop, spill, populate, clean_ram, now.disk_free <= disk_low)
+
+
+class Movers:
+    """Runs the plan until cancelled.  `degraded` and `ram_blocked` tell what the host refuses right now."""
+
+    def __init__(self, moves: Moves, segments: Segments, kick_fd: int) -> None:
+        self._moves = moves
+        self._segments = segments
+        self._kick_fd = kick_fd
+        self._awake = asyncio.Event()
+        self._idle_workers = list(range(SPILLERS))
+        self._spilling = 0
+        self._cleaning = False
+        self._populating = False
+        self._moving_memory = False
+        self._ram_cleanable = True
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
+        self.degraded = False
+        self.ram_blocked = False
+
+    async def run(self) -> None:
+        """Move until cancelled; moves under way are waited for."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._kick_fd, self._kicked)
+        try:
+            while True:
+                self._awake.clear()
+                self._segments.rearm()
+                self._start(Snapshot(*self._segments.snapshot()))
+                try:
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        await self._awake.wait()
+                except TimeoutError:
+                    self._ram_cleanable = True
+        finally:
+            loop.remove_reader(self._kick_fd)
+            self._segments.stop()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            self._pool.shutdown()
+
+    def _kicked(self) -> None:
+        os.eventfd_read(self._kick_fd)
+        self._awake.set()
+
+    def _start(self, now: Snapshot) -> None:
+        todo = plan(now, self._spilling, self._ram_cleanable and not self._cleaning)
+        if (todo.punch or todo.drop) and not self._moving_memory:
+            self._moving_memory = True
+            self._spawn(self._give_back(todo.drop))
+        for _ in range(todo.spill):
+            self._spilling += 1
+            self._spawn(self._spill(self._idle_workers.pop()))
+        if todo.populate and not self._populating:
+            self._populating = True
+            self._spawn(self._populate(todo.populate))
+        if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
+            self._cleaning = True
+            self._spawn(self._clean(todo.clean_disk))
+
+    def _spawn(self, move: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(move)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("move failed", exc_info=task.exception())
+        self._awake.set()
+
+    async def _give_back(self, drop: int) -> None:
+        try:
+            await self._call(self._drop_and_punch, drop)
+        finally:
+            self._moving_memory = False
+
+    def _drop_and_punch(self, drop: int) -> None:
+        self._moves.drop(drop)
+        self._moves.punch()
+
+    async def _spill(self, worker: int) -> None:
+        try:
+            result = await self._call(self._moves.spill, worker)
+            if result < 0:
+                await self._store_failed(-result)
+            elif result > 0:
+                self._store_works()
+            else:
+                await asyncio.sleep(BACK_OFF_SECONDS / 10)  # nothing may be written now: the cleaner is at it
+        finally:
+            self._spilling -= 1
+            self._idle_workers.append(worker)
+
+    async def _store_failed(self, code: int) -> None:
+        if not self.degraded:
+            log.error("spill write failed error=%s; segments stay in RAM and are tried again", os.strerror(code))
+            self.degraded = True
+        await asyncio.sleep(BACK_OFF_SECONDS)
+
+    def _store_works(self) -> None:
+        if self.degraded:
+            log.warning("spill store works again")
+            self.degraded = False
+
+    async def _populate(self, count: int) -> None:
+        try:
+            result = await self._call(self._moves.populate, count)
+            if result == -errno.ENOMEM:
+                if not self.ram_blocked:
+                    log.warning("the host refuses RAM below the target; writers wait, or spill early")
+                self.ram_blocked = True
+                await asyncio.sleep(BACK_OFF_SECONDS)
+            else:
+                self.ram_blocked = False
+        finally:
+            self._populating = False
+
+    async def _clean(self, on_disk: bool) -> None:
+        below = geometry.PIECES_PER_SEGMENT
+        if not on_disk:
+            below = int(below * CLEAN_RAM_SHARE)
+        try:
+            result = await self._call(self._moves.clean, on_disk, below)
+            if result == 0:
+                if not on_disk:
+                    self._ram_cleanable = False  # looked at again when the idle timer rings
+                else:
+                    await asyncio.sleep(BACK_OFF_SECONDS / 10)
+            elif result < 0:
+                log.error("segment cannot be read back error=%s; its pages are I/O errors", os.strerror(-result))
+        finally:
+            self._cleaning = False
+
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

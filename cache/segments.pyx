@@ -1,0 +1,753 @@
+"""The life of segments: who owns which number, RAM slot and disk slot, and when they may be used again.
+
+One mutex, `lock`, covers the heads, the free lists, the age list and every change of a place; it is
+held for well under a microsecond and never across a copy, an I/O or a wait for the GIL.  Live counts
+and pins are atomic and need no lock.  The state machine and the proofs are in docs/design.md.
+
+Everything here runs without the GIL, in the threads of nbdkit and in the movers' threads.
+"""
+
+from libc.errno cimport EAGAIN, ENOMEM, ESHUTDOWN
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+from posix.unistd cimport write
+
+from swaptide.cache.atomics cimport add32, count64, load32, load64, relax, store64
+from swaptide.cache.entry cimport (
+    CLEAN,
+    DIRTY,
+    DISK,
+    DYING,
+    FREE,
+    OPEN,
+    PIECE,
+    PIECES,
+    SEGMENT_BYTES,
+    WRITING,
+    disk_of,
+    index_of,
+    kind_of,
+    place_of,
+    ram_of,
+    segment_of,
+    state_of,
+)
+from swaptide.cache.mapping cimport Mapping, SegmentEntry
+from swaptide.cache.pthread cimport (
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_timedwait,
+    pthread_condattr_init,
+    pthread_condattr_setclock,
+    pthread_condattr_t,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from swaptide.cache.words cimport STALLS
+
+from swaptide.cache.errors import StateError
+
+cdef enum:
+    # Disk slots that only segments written by the cleaner may take: with these the cleaner can
+    # always finish what frees more (docs/design.md, "Neither pool can wedge").
+    CLEANER_DISK_SLOTS = 4
+    # While RAM is taken back and writers wait, every fourth slot that comes free goes to them.
+    GIFT_EVERY = 4
+    # How often a waiting writer looks whether its client is still there, in nanoseconds.
+    WAIT_NS = 20000000
+    # Room for table pieces that appear between two looks at the budget.
+    HEADROOM_BYTES = 262144
+    # Fewer slots than these cannot work; private memory that grows beyond all plans must not wedge
+    # a disk that is at its floor (geometry.MIN_RAM_SLOTS, less the two of tolerance).
+    LEAST_SLOTS = 6
+
+
+cdef class Segments:
+    """All segments of one disk.  `kick_fd` is an eventfd that wakes the movers."""
+
+    def __cinit__(self, Mapping map, int kick_fd):
+        cdef uint32_t n = map.segments
+        cdef pthread_condattr_t attr
+        self.map = map
+        self.kick_fd = kick_fd
+        # Zeroed lazily by the kernel: what is never used costs nothing.
+        self.live = <int32_t *> calloc(n, 4)
+        self.pins = <int32_t *> calloc(n, 4)
+        self.disk_pins = <int32_t *> calloc(n, 4)
+        self.claimed = <uint8_t *> calloc(n, 1)
+        self.newer = <uint32_t *> calloc(n, 4)
+        self.older = <uint32_t *> calloc(n, 4)
+        self.free_ids = <uint32_t *> calloc(n, 4)
+        self.free_ram = <uint32_t *> calloc(map.ram_slots, 4)
+        self.hole_ram = <uint32_t *> calloc(map.ram_slots, 4)
+        self.punch_ram = <uint32_t *> calloc(map.ram_slots, 4)
+        self.free_disk = <uint32_t *> calloc(map.disk_slots, 4)
+        if (self.live == NULL or self.pins == NULL or self.disk_pins == NULL or self.claimed == NULL
+                or self.newer == NULL or self.older == NULL or self.free_ids == NULL or self.free_ram == NULL
+                or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL):
+            raise MemoryError()
+        self.coldest = self.youngest = NO_SEGMENT
+        self.heads[GUEST].segment = self.heads[COLD].segment = NO_SEGMENT
+        pthread_mutex_init(&self.lock, NULL)
+        pthread_condattr_init(&attr)
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+        pthread_cond_init(&self.freed, &attr)
+
+    def __dealloc__(self):
+        free(self.live)
+        free(self.pins)
+        free(self.disk_pins)
+        free(self.claimed)
+        free(self.newer)
+        free(self.older)
+        free(self.free_ids)
+        free(self.free_ram)
+        free(self.hole_ram)
+        free(self.punch_ram)
+        free(self.free_disk)
+        pthread_cond_destroy(&self.freed)
+        pthread_mutex_destroy(&self.lock)
+
+    # Pins.  A pin holds a segment's number and its RAM slot; a disk pin holds the number and the disk
+    # slot only, so that readers of a busy spilled segment never keep its RAM from being given back.
+
+    cdef void pin(self, uint32_t segment) noexcept nogil:
+        add32(&self.pins[segment], 1)
+
+    cdef void unpin(self, uint32_t segment) noexcept nogil:
+        if add32(&self.pins[segment], -1) == 0 and state_of(self.place(segment)) == DYING:
+            self._reap_unlocked(segment)
+
+    cdef void disk_pin(self, uint32_t segment) noexcept nogil:
+        add32(&self.disk_pins[segment], 1)
+
+    cdef void disk_unpin(self, uint32_t segment) noexcept nogil:
+        if add32(&self.disk_pins[segment], -1) == 0 and state_of(self.place(segment)) == DYING:
+            self._reap_unlocked(segment)
+
+    cdef bint wait_unpinned(self, uint32_t segment) noexcept nogil:
+        """Wait until nobody uses the segment's RAM; pins last for one copy.  False when stopping."""
+        cdef int spins = 0
+        cdef timespec pause
+        while load32(&self.pins[segment]) != 0:
+            spins += 1
+            if spins < 100:
+                relax()
+                continue
+            if self.stopping:
+                return False
+            pause.tv_sec = 0
+            pause.tv_nsec = 20000
+            nanosleep(&pause, NULL)
+        return True
+
+    cdef uint64_t place(self, uint32_t segment) noexcept nogil:
+        return load64(&self.map.segment_table[segment].place)
+
+    cdef void set_place(self, uint32_t segment, uint64_t place) noexcept nogil:
+        cdef int before = state_of(self.map.segment_table[segment].place)
+        self._tally(before, -1)
+        self._tally(state_of(place), 1)
+        store64(&self.map.segment_table[segment].place, place)
+
+    cdef void _tally(self, int state, int by) noexcept nogil:
+        if state == DIRTY:
+            self.dirty_segments += by
+        elif state == WRITING:
+            self.writing_segments += by
+        elif state == CLEAN:
+            self.clean_segments += by
+
+    # Appending.
+
+    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment, uint32_t *index) noexcept nogil:
+        """Take up to `want` pieces of the head's open segment; the caller fills them and unpins the segment.
+
+        Returns how many, or a negative errno: EAGAIN where it would have to wait and `waiter` is NULL,
+        ESHUTDOWN where the client went away or the process stops.  The pieces count as live at once, so
+        that the segment cannot be taken for dead before their entries are published.
+        """
+        cdef uint32_t got
+        cdef timespec until
+        cdef OpenSegment *open = &self.heads[head]
+        cdef bint stalled = False
+        pthread_mutex_lock(&self.lock)
+        while True:
+            if open.segment != NO_SEGMENT or self._open(head):
+                break
+            self.kick()
+            if waiter == NULL or self.stopping:
+                pthread_mutex_unlock(&self.lock)
+                return -ESHUTDOWN if self.stopping else -EAGAIN
+            if not stalled:
+                stalled = True
+                count64(&self.map.counters[STALLS], 1)
+            clock_gettime(CLOCK_MONOTONIC, &until)
+            until.tv_nsec += WAIT_NS
+            if until.tv_nsec >= 1000000000:
+                until.tv_sec += 1
+                until.tv_nsec -= 1000000000
+            self.waiting += 1
+            pthread_cond_timedwait(&self.freed, &self.lock, &until)
+            self.waiting -= 1
+            if waiter.alive != NULL:
+                pthread_mutex_unlock(&self.lock)
+                if not waiter.alive(waiter.arg):
+                    return -ESHUTDOWN
+                pthread_mutex_lock(&self.lock)
+        got = PIECES - open.fill
+        if got > want:
+            got = want
+        segment[0] = open.segment
+        index[0] = open.fill
+        open.fill += got
+        self.map.segment_table[open.segment].count = open.fill
+        add32(&self.live[open.segment], <int32_t> got)
+        add32(&self.pins[open.segment], 1)
+        if open.fill == PIECES:
+            self._seal(head)
+        pthread_mutex_unlock(&self.lock)
+        return <int> got
+
+    cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil:
+        """Give up reserved pieces, or pieces whose entry went elsewhere."""
+        if add32(&self.live[segment], -pieces) == 0:
+            self._reap_unlocked(segment)
+
+    cdef void retire(self, uint64_t entry) noexcept nogil:
+        """Account an entry that was just replaced."""
+        if kind_of(entry) == PIECE:
+            self.cancel(segment_of(entry), 1)
+
+    cdef bint _may_take_slot(self, int head) noexcept nogil:
+        # The last free slot belongs to the cleaner while it has no open segment.
+        cdef uint32_t keep = 1 if head == GUEST and self.heads[COLD].segment == NO_SEGMENT else 0
+        return self.n_free_ram > keep
+
+    cdef bint _open(self, int head) noexcept nogil:
+        cdef uint32_t segment, slot
+        cdef SegmentEntry *entry
+        if not self._may_take_slot(head):
+            return False
+        if self.n_free_ids == 0:
+            if self.used_ids == self.map.segments or self.map.segment_ensure(self.used_ids) != 0:
+                return False
+            self.free_ids[0] = self.used_ids
+            self.n_free_ids = 1
+            self.used_ids += 1
+        self.n_free_ids -= 1
+        segment = self.free_ids[self.n_free_ids]
+        self.n_free_ram -= 1
+        slot = self.free_ram[self.n_free_ram]
+        entry = &self.map.segment_table[segment]
+        self.clock += 1
+        entry.generation += 1
+        entry.age = self.clock
+        entry.count = 0
+        entry.flags = COLD_FLAG if head == COLD else 0
+        self.set_place(segment, place_of(OPEN, slot + 1, 0))
+        self.heads[head].segment = segment
+        self.heads[head].fill = 0
+        self.heads[head].age_sum = 0
+        self.heads[head].age_pieces = 0
+        if self.n_free_ram <= 3:
+            self.kick()
+        return True
+
+    cdef void blend_age(self, uint64_t age, uint32_t pieces) noexcept nogil:
+        """The cleaner's open segment takes the mean age of what is moved into it: survivors stay cold."""
+        pthread_mutex_lock(&self.lock)
+        self.heads[COLD].age_sum += <double> age * pieces
+        self.heads[COLD].age_pieces += pieces
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void _seal(self, int head) noexcept nogil:
+        cdef OpenSegment *open = &self.heads[head]
+        cdef uint32_t segment = open.segment
+        cdef SegmentEntry *entry = &self.map.segment_table[segment]
+        if open.age_pieces:
+            entry.age = <uint64_t> (open.age_sum / open.age_pieces)
+        self.set_place(segment, place_of(DIRTY, ram_of(entry.place), 0))
+        self._link(segment)
+        open.segment = NO_SEGMENT
+        open.fill = 0
+
+    # Freeing.  A segment is freed by whoever takes away the last of: its live pieces, its pins, its claim.
+
+    cdef void _reap_unlocked(self, uint32_t segment) noexcept nogil:
+        pthread_mutex_lock(&self.lock)
+        self._reap(segment)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void _reap(self, uint32_t segment) noexcept nogil:
+        cdef uint64_t place = self.map.segment_table[segment].place
+        cdef int state = state_of(place)
+        if self.claimed[segment] or load32(&self.live[segment]) != 0:
+            return
+        if state == DIRTY or state == CLEAN or state == DISK:
+            if state != DISK:
+                self._unlink(segment)
+            # From here a pin that goes away looks for DYING, and this thread looks for pins: one of
+            # both sees the other (sequentially consistent).
+            self.set_place(segment, place_of(DYING, ram_of(place), disk_of(place)))
+        elif state != DYING:
+            return
+        if load32(&self.pins[segment]) == 0 and load32(&self.disk_pins[segment]) == 0:
+            self._free(segment)
+
+    cdef void _free(self, uint32_t segment) noexcept nogil:
+        cdef uint64_t place = self.map.segment_table[segment].place
+        self.set_place(segment, 0)
+        if ram_of(place):
+            self._free_slot(ram_of(place) - 1)
+        if disk_of(place):
+            self.free_disk[self.n_free_disk] = disk_of(place) - 1
+            self.n_free_disk += 1
+        self.free_ids[self.n_free_ids] = segment
+        self.n_free_ids += 1
+
+    cdef void _free_slot(self, uint32_t slot) noexcept nogil:
+        cdef bint give = self.populated - self.n_punch_ram <= self.limit()
+        if not give and self.n_free_ram == 0 and self.heads[COLD].segment == NO_SEGMENT:
+            give = True     # the cleaner's, see _may_take_slot
+        elif not give and self.waiting:
+            self.gift += 1
+            give = self.gift % GIFT_EVERY == 0
+        if give:
+            self.free_ram[self.n_free_ram] = slot
+            self.n_free_ram += 1
+            if self.waiting:
+                pthread_cond_broadcast(&self.freed)
+        else:
+            self.punch_ram[self.n_punch_ram] = slot
+            self.n_punch_ram += 1
+            self.kick()
+
+    # The age list: sealed segments that are in RAM, coldest first.
+
+    cdef void _link(self, uint32_t segment) noexcept nogil:
+        cdef uint64_t age = self.map.segment_table[segment].age
+        cdef uint32_t after, before
+        if self.youngest == NO_SEGMENT or self.map.segment_table[self.youngest].age <= age:
+            after = self.youngest
+        else:
+            # The cleaner's segments are old: look for their place from the cold end.
+            before = self.coldest
+            while self.map.segment_table[before].age <= age:
+                before = self.newer[before]
+            after = self.older[before]
+        before = self.coldest if after == NO_SEGMENT else self.newer[after]
+        self.older[segment] = after
+        self.newer[segment] = before
+        if after == NO_SEGMENT:
+            self.coldest = segment
+        else:
+            self.newer[after] = segment
+        if before == NO_SEGMENT:
+            self.youngest = segment
+        else:
+            self.older[before] = segment
+
+    cdef void _unlink(self, uint32_t segment) noexcept nogil:
+        cdef uint32_t after = self.older[segment], before = self.newer[segment]
+        if after == NO_SEGMENT:
+            self.coldest = before
+        else:
+            self.newer[after] = before
+        if before == NO_SEGMENT:
+            self.youngest = after
+        else:
+            self.older[before] = after
+
+    # What movers do.  A claim keeps every other mover, and the freeing of a dead segment, away.
+
+    cdef uint32_t claim_coldest(self, int state) noexcept nogil:
+        """Claim the coldest segment in RAM that is in `state` (DIRTY or CLEAN) and may be moved now."""
+        cdef uint32_t segment
+        pthread_mutex_lock(&self.lock)
+        segment = self.coldest
+        while segment != NO_SEGMENT:
+            if (not self.claimed[segment] and state_of(self.map.segment_table[segment].place) == state
+                    and (state != DIRTY or self._may_take_disk(segment))):
+                self.claimed[segment] = 1
+                break
+            segment = self.newer[segment]
+        pthread_mutex_unlock(&self.lock)
+        return segment
+
+    cdef uint32_t claim_emptiest(self, bint on_disk, int32_t below) noexcept nogil:
+        """Claim the sealed segment with the fewest live pieces, fewer than `below`, in RAM or on disk."""
+        cdef uint32_t segment, best = NO_SEGMENT
+        cdef int32_t live, least = below
+        cdef int state
+        pthread_mutex_lock(&self.lock)
+        for segment in range(self.used_ids):
+            live = self.live[segment]
+            if live >= least or self.claimed[segment]:
+                continue
+            state = state_of(self.map.segment_table[segment].place)
+            if on_disk and state != DISK and state != CLEAN:
+                continue
+            if not on_disk and state != DIRTY and state != CLEAN:
+                continue
+            if self.map.segment_table[segment].flags & BAD_FLAG:
+                continue
+            best = segment
+            least = live
+        if best != NO_SEGMENT:
+            self.claimed[best] = 1
+        pthread_mutex_unlock(&self.lock)
+        return best
+
+    cdef void unclaim(self, uint32_t segment) noexcept nogil:
+        pthread_mutex_lock(&self.lock)
+        self.claimed[segment] = 0
+        self._reap(segment)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef bint _may_take_disk(self, uint32_t segment) noexcept nogil:
+        cdef uint32_t free_slots = self.n_free_disk + self.map.disk_slots - self.used_disk
+        if self.map.segment_table[segment].flags & COLD_FLAG:
+            return free_slots > 0
+        return free_slots > CLEANER_DISK_SLOTS
+
+    cdef bint begin_write(self, uint32_t segment) noexcept nogil:
+        """Mark a disk slot for a claimed DIRTY segment, before its write is sent.  False: no slot may be taken."""
+        cdef uint32_t slot
+        cdef bint may
+        pthread_mutex_lock(&self.lock)
+        may = self._may_take_disk(segment)
+        if may:
+            if self.n_free_disk:
+                self.n_free_disk -= 1
+                slot = self.free_disk[self.n_free_disk]
+            else:
+                slot = self.used_disk
+                self.used_disk += 1
+            self.set_place(segment, place_of(WRITING, ram_of(self.map.segment_table[segment].place), slot + 1))
+        pthread_mutex_unlock(&self.lock)
+        return may
+
+    cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil:
+        """The write of a claimed segment ended: it is CLEAN, or DIRTY again and its disk slot free."""
+        cdef uint64_t place
+        pthread_mutex_lock(&self.lock)
+        place = self.map.segment_table[segment].place
+        if ok:
+            self.set_place(segment, place_of(CLEAN, ram_of(place), disk_of(place)))
+        else:
+            self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
+            self.free_disk[self.n_free_disk] = disk_of(place) - 1
+            self.n_free_disk += 1
+        self.claimed[segment] = 0
+        self._reap(segment)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void drop(self, uint32_t segment) noexcept nogil:
+        """Give up the RAM of a claimed CLEAN segment, once its last reader there has left."""
+        cdef uint64_t place
+        pthread_mutex_lock(&self.lock)
+        place = self.map.segment_table[segment].place
+        self._unlink(segment)
+        self.set_place(segment, place_of(DISK, 0, disk_of(place)))
+        pthread_mutex_unlock(&self.lock)
+        # Whoever pins from now on sees DISK; whoever pinned before may still be copying.
+        if not self.wait_unpinned(segment):
+            return
+        pthread_mutex_lock(&self.lock)
+        self._free_slot(ram_of(place) - 1)
+        self.claimed[segment] = 0
+        self._reap(segment)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void mark_bad(self, uint32_t segment) noexcept nogil:
+        pthread_mutex_lock(&self.lock)
+        self.map.segment_table[segment].flags = self.map.segment_table[segment].flags | <uint32_t> BAD_FLAG
+        pthread_mutex_unlock(&self.lock)
+
+    # RAM slots.
+
+    cdef uint32_t limit(self) noexcept nogil:
+        """How many RAM slots the target allows, the tables and private memory counted."""
+        cdef uint64_t other = self.map.metadata_bytes() + self.private_bytes + HEADROOM_BYTES
+        cdef uint64_t slots
+        if self.target_bytes < other + LEAST_SLOTS * SEGMENT_BYTES:
+            return LEAST_SLOTS
+        slots = (self.target_bytes - other) / SEGMENT_BYTES
+        return <uint32_t> slots if slots < self.map.ram_slots else self.map.ram_slots
+
+    cdef int populate(self, uint32_t count) noexcept nogil:
+        """Make up to `count` free slots, one at a time, while the target allows.  Returns 0 or -ENOMEM."""
+        cdef uint32_t slot, i
+        cdef int failed
+        for i in range(count):
+            pthread_mutex_lock(&self.lock)
+            if self.stopping or self.populated >= self.limit():
+                pthread_mutex_unlock(&self.lock)
+                return 0
+            if self.n_hole_ram:
+                self.n_hole_ram -= 1
+                slot = self.hole_ram[self.n_hole_ram]
+            elif self.used_ram < self.map.ram_slots:
+                slot = self.used_ram
+                self.used_ram += 1
+            else:
+                pthread_mutex_unlock(&self.lock)
+                return 0
+            self.populated += 1
+            pthread_mutex_unlock(&self.lock)
+            failed = self.map.slot_populate(slot)
+            if failed:
+                self.map.slot_punch(slot, 1)
+            pthread_mutex_lock(&self.lock)
+            if failed:
+                self.populated -= 1
+                self.hole_ram[self.n_hole_ram] = slot
+                self.n_hole_ram += 1
+                pthread_mutex_unlock(&self.lock)
+                return -ENOMEM
+            self._free_slot(slot)
+            pthread_mutex_unlock(&self.lock)
+        return 0
+
+    cdef int punch(self) noexcept nogil:
+        """Give the slots that are due back to the host; also free ones, while there are more than allowed."""
+        cdef uint32_t slot
+        cdef int done = 0
+        while True:
+            pthread_mutex_lock(&self.lock)
+            if self.n_punch_ram == 0 and self.populated > self.limit() and self.n_free_ram > 1:
+                self.n_free_ram -= 1
+                self.punch_ram[0] = self.free_ram[self.n_free_ram]
+                self.n_punch_ram = 1
+            if self.n_punch_ram == 0:
+                pthread_mutex_unlock(&self.lock)
+                return done
+            if self.populated - self.n_punch_ram < self.limit():
+                # The target rose meanwhile: use it instead.
+                self.n_punch_ram -= 1
+                self._free_slot(self.punch_ram[self.n_punch_ram])
+                pthread_mutex_unlock(&self.lock)
+                continue
+            self.n_punch_ram -= 1
+            slot = self.punch_ram[self.n_punch_ram]
+            pthread_mutex_unlock(&self.lock)
+            self.map.slot_punch(slot, 1)
+            pthread_mutex_lock(&self.lock)
+            self.populated -= 1
+            self.hole_ram[self.n_hole_ram] = slot
+            self.n_hole_ram += 1
+            pthread_mutex_unlock(&self.lock)
+            done += 1
+
+    cdef void kick(self) noexcept nogil:
+        """Wake the movers; cheap when they are awake already."""
+        cdef uint64_t one = 1
+        if add32(&self.kicked, 1) == 1:
+            write(self.kick_fd, &one, 8)
+
+    # For the movers' Python side.
+
+    def rearm(self):
+        """Called by the movers before they look: kicks from now on are heard again."""
+        self.kicked = 0
+
+    def set_budget(self, uint64_t target_bytes, uint64_t private_bytes):
+        """The target, and the private memory beyond the base that counts against it; both in bytes."""
+        pthread_mutex_lock(&self.lock)
+        self.target_bytes = target_bytes
+        self.private_bytes = private_bytes
+        pthread_mutex_unlock(&self.lock)
+        self.kick()
+
+    def populate_now(self, uint32_t count):
+        """Make free RAM slots before the movers run; raises MemoryError where the host refuses."""
+        if self.populate(count) != 0:
+            raise MemoryError("the host has no memory for the first segments")
+
+    def wake_waiters(self):
+        """Have every waiting writer look at once whether its client is still there."""
+        pthread_mutex_lock(&self.lock)
+        pthread_cond_broadcast(&self.freed)
+        pthread_mutex_unlock(&self.lock)
+
+    def stop(self):
+        """Writers that wait give up, movers that wait return."""
+        pthread_mutex_lock(&self.lock)
+        self.stopping = True
+        pthread_cond_broadcast(&self.freed)
+        pthread_mutex_unlock(&self.lock)
+
+    def snapshot(self):
+        """The numbers that decide what moves next, taken together: see movers.Snapshot."""
+        pthread_mutex_lock(&self.lock)
+        result = (
+            self.limit(),
+            self.populated,
+            self.n_free_ram,
+            self.n_punch_ram,
+            self.dirty_segments,
+            self.writing_segments,
+            self.clean_segments,
+            self.n_free_disk + self.map.disk_slots - self.used_disk,
+            self.map.disk_slots,
+            self.waiting,
+        )
+        pthread_mutex_unlock(&self.lock)
+        return result
+
+    def tiers(self):
+        """Live pieces by place: (raw in RAM, of these also on disk, on disk only).  Walks the segments in use."""
+        cdef uint64_t ram = 0, clean = 0, disk = 0
+        cdef uint32_t segment
+        cdef uint64_t place
+        with nogil:
+            for segment in range(self.used_ids):
+                if self.live[segment] <= 0:
+                    continue
+                place = self.place(segment)
+                if ram_of(place):
+                    ram += self.live[segment]
+                    if state_of(place) == CLEAN:
+                        clean += self.live[segment]
+                else:
+                    disk += self.live[segment]
+        return ram, clean, disk
+
+    # Recovery, before anybody else looks.
+
+    def recover(self):
+        """Rebuild live counts and lists from the tables of an existing state file.
+
+        Returns the number of same-filled pages.  Raises StateError when an entry points outside what
+        the tables allow; the file is not changed before everything is checked.
+        """
+        same = self._recount()
+        self._check_places()
+        ages = self._settle()
+        for age, segment in sorted(ages):
+            self._link(segment)
+            if age > self.clock:
+                self.clock = age
+        self._rebuild_free_lists()
+        return same
+
+    def _recount(self):
+        cdef uint64_t page, entry, same = 0
+        cdef uint32_t segment
+        cdef bint bad = False
+        with nogil:
+            segment = 0
+            while segment < self.map.segments:
+                if not self.map.segment_ready(segment):
+                    segment = (segment | 127) + 1
+                    continue
+                if state_of(self.map.segment_table[segment].place) != FREE:
+                    self.used_ids = segment + 1
+                segment += 1
+            page = 0
+            while page < self.map.pages:
+                if not self.map.page_ready(page):
+                    page = (page | 511) + 1
+                    continue
+                entry = self.map.page_table[page]
+                if kind_of(entry) == PIECE:
+                    segment = segment_of(entry)
+                    if (segment >= self.used_ids or not self.map.segment_ready(segment)
+                            or index_of(entry) >= self.map.segment_table[segment].count):
+                        bad = True
+                        break
+                    self.live[segment] += 1
+                elif kind_of(entry) == 1:
+                    same += 1
+                page += 1
+        if bad:
+            raise StateError(f"the state file is damaged: the entry of page {page} points nowhere")
+        return same
+
+    def _check_places(self):
+        """Every place is in range and no slot is owned twice."""
+        cdef uint32_t segment
+        cdef uint64_t place
+        ram, disk = set(), set()
+        for segment in range(self.used_ids):
+            if not self.map.segment_ready(segment):
+                continue
+            place = self.map.segment_table[segment].place
+            state = state_of(place)
+            if state == FREE:
+                ok = self.live[segment] == 0
+            else:
+                ok = (state <= DYING and ram_of(place) <= self.map.ram_slots and disk_of(place) <= self.map.disk_slots
+                      and self.map.segment_table[segment].count <= PIECES
+                      and (ram_of(place) or (disk_of(place) and state in (DISK, DYING)))
+                      and ram_of(place) not in ram and disk_of(place) not in disk)
+            if not ok:
+                raise StateError(f"the state file is damaged: segment {segment} has the place {place:#x}")
+            if ram_of(place):
+                ram.add(ram_of(place))
+            if disk_of(place):
+                disk.add(disk_of(place))
+
+    def _settle(self):
+        """Bring half-done moves to an end; returns (age, segment) of what is in RAM."""
+        cdef uint32_t segment
+        cdef uint64_t place
+        ages = []
+        for segment in range(self.used_ids):
+            if not self.map.segment_ready(segment):
+                continue
+            place = self.map.segment_table[segment].place
+            state = state_of(place)
+            if state == FREE:
+                continue
+            # set_place() tallies differences; nothing is tallied yet.
+            self._tally(state, 1)
+            if self.live[segment] == 0:
+                self.set_place(segment, 0)
+            elif state in (OPEN, WRITING, DIRTY):
+                # A write that was cut off counts for nothing; its disk slot is free again, since
+                # nobody else can be writing to it: the file's lock died after its last write.
+                self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
+                ages.append((self.map.segment_table[segment].age, segment))
+            elif state == CLEAN:
+                ages.append((self.map.segment_table[segment].age, segment))
+            elif state == DYING:
+                raise StateError(f"the state file is damaged: segment {segment} is dying but lives")
+        return ages
+
+    def _rebuild_free_lists(self):
+        cdef uint32_t segment, slot
+        cdef uint64_t place
+        ram, disk = set(), set()
+        for segment in range(self.used_ids):
+            place = self.map.segment_table[segment].place if self.map.segment_ready(segment) else 0
+            if state_of(place) == FREE:
+                self.free_ids[self.n_free_ids] = segment
+                self.n_free_ids += 1
+                if not self.map.segment_ready(segment):
+                    self.map.segment_ensure(segment)
+                continue
+            if ram_of(place):
+                ram.add(ram_of(place) - 1)
+            if disk_of(place):
+                disk.add(disk_of(place) - 1)
+        self.used_ram = max(ram, default=-1) + 1
+        self.used_disk = max(disk, default=-1) + 1
+        self.populated = len(ram)
+        for slot in range(self.used_ram):
+            if slot not in ram:
+                self.map.slot_punch(slot, 1)
+                self.hole_ram[self.n_hole_ram] = slot
+                self.n_hole_ram += 1
+        # Above the mark: whatever a dead process had populated ahead.
+        if self.used_ram < self.map.ram_slots:
+            self.map.slot_punch(self.used_ram, self.map.ram_slots - self.used_ram)
+        for slot in range(self.used_disk):
+            if slot not in disk:
+                self.free_disk[self.n_free_disk] = slot
+                self.n_free_disk += 1

@@ -1,0 +1,271 @@
+"""The spill file or device: claimed, reserved in full, locked, and given up again.
+
+A 64 KiB header says whose it is: the disk's id, the state file that alone can make sense of the
+contents, and the boot in which it was made.  A spill file whose state file is gone is garbage.
+Runs before the server starts, in one thread.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import pathlib
+import stat
+import struct
+import uuid
+
+from swaptide.cache import geometry
+from swaptide.cache.errors import BusyError, SetupError, UsageError
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"tidespil"
+_HEADER = struct.Struct("<8sQ16s40s1024s")
+_BLANK_PROBE_BYTES = 1 << 20
+DEFAULT_DIRECTORY = pathlib.Path("/var/tmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpillHeader:
+    """Whose a spill file is.  `state_path` is empty for a disk whose state file has no name."""
+
+    disk_id: str
+    state_path: str
+    boot_id: str
+
+
+@dataclasses.dataclass
+class SpillFile:
+    """An open, locked, fully reserved spill file.  `align` is what direct I/O demands, in bytes."""
+
+    fd: int
+    align: int
+    path: pathlib.Path | None
+    reserved_bytes: int
+
+    def close(self) -> None:
+        """Let go of the file and its lock; the file stays."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def read_header(path: pathlib.Path) -> SpillHeader | None:
+    """The header of the file or device at `path`; None where there is none of ours.  Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return _parse(os.pread(fd, _HEADER.size, 0))
+    finally:
+        os.close(fd)
+
+
+def create(
+    path: pathlib.Path | None, shape: geometry.Geometry, disk_id: str, state_path: str, *, force: bool
+) -> SpillFile:
+    """Claim `path` (or an unnamed file) and reserve all that a disk of this shape can ever need.
+
+    Raises UsageError where the path holds something that is not ours to overwrite, BusyError where a
+    disk uses it, SetupError where it cannot be made or the space is lacking; nothing is left behind.
+    """
+    fd, made = _open_unnamed() if path is None else _open_named(path)
+    try:
+        if not made and path is not None:
+            _check_ours(fd, path, disk_id, force)
+        _reserve(fd, shape.spill_bytes, path)
+        _write_header(fd, SpillHeader(disk_id, state_path, boot_id()))
+        return SpillFile(fd, _go_direct(fd, path), path, shape.spill_bytes)
+    except BaseException:
+        os.close(fd)
+        if made and path is not None:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillFile:
+    """Open the spill file of an existing disk.  Raises SetupError where it is gone or another's."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise SetupError(f"spill={path}: {error.strerror}; it holds pages of this disk, put it back") from error
+    try:
+        _lock(fd, path)
+        header = _parse(os.pread(fd, _HEADER.size, 0))
+        if header is None or header.disk_id != disk_id:
+            raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
+        return SpillFile(fd, _go_direct(fd, path), path, shape.spill_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def release(path: pathlib.Path, disk_id: str) -> None:
+    """Remove the spill file of a disk, or wipe its header from a device.  Missing, or another's: left alone."""
+    try:
+        header = read_header(path)
+    except OSError:
+        return
+    if header is None or header.disk_id != disk_id:
+        return
+    if stat.S_ISREG(path.stat().st_mode):
+        path.unlink(missing_ok=True)
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, bytes(geometry.PAGE_BYTES), 0)
+    finally:
+        os.close(fd)
+
+
+def collect_orphans(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Remove every *.spill file in `directory` that is ours, unlocked, and whose state file is gone."""
+    gone = []
+    for path in sorted(directory.glob("*.spill")):
+        try:
+            if _collect(path):
+                gone.append(path)
+        except OSError as error:
+            log.warning("spill file cannot be examined path=%s error=%s", path, error.strerror)
+    return gone
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _collect(path: pathlib.Path) -> bool:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        header = _parse(os.pread(fd, _HEADER.size, 0))
+        if header is None or not _is_garbage(header):
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _is_garbage(header: SpillHeader) -> bool:
+    """Only the state file knows which page lies where; without it, or after a reboot, nothing can be read."""
+    return header.boot_id != boot_id() or not header.state_path or not os.path.exists(header.state_path)
+
+
+def _parse(raw: bytes) -> SpillHeader | None:
+    if len(raw) < _HEADER.size or not raw.startswith(MAGIC):
+        return None
+    _, _, disk_id, boot, state_path = _HEADER.unpack(raw)
+    return SpillHeader(
+        str(uuid.UUID(bytes=disk_id)), os.fsdecode(state_path.rstrip(b"\0")), boot.rstrip(b"\0").decode()
+    )
+
+
+def _write_header(fd: int, header: SpillHeader) -> None:
+    raw = _HEADER.pack(
+        MAGIC,
+        1,
+        uuid.UUID(header.disk_id).bytes,
+        header.boot_id.encode(),
+        os.fsencode(header.state_path),
+    )
+    os.pwrite(fd, raw.ljust(geometry.PAGE_BYTES, b"\0"), 0)
+
+
+def _open_unnamed() -> tuple[int, bool]:
+    try:
+        fd = os.open(DEFAULT_DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SetupError(
+            f"cannot make a spill file in {DEFAULT_DIRECTORY}: {error.strerror}; name one with spill=PATH"
+        ) from error
+    return fd, True
+
+
+def _open_named(path: pathlib.Path) -> tuple[int, bool]:
+    """Open and lock `path`; the second value says whether this call made it."""
+    try:
+        try:
+            fd, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), True
+        except FileExistsError:
+            # On a block device O_EXCL says whether it is mounted or otherwise in use.
+            exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
+            fd, made = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive), False
+    except OSError as error:
+        hint = "is it mounted?" if error.errno == errno.EBUSY else "choose another path"
+        raise SetupError(f"spill={path}: {error.strerror}; {hint}") from error
+    try:
+        _lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, made
+
+
+def _lock(fd: int, path: pathlib.Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(f"spill={path}: in use by another disk; choose another path") from None
+
+
+def _check_ours(fd: int, path: pathlib.Path, disk_id: str, force: bool) -> None:
+    if force:
+        return
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise UsageError(f"spill={path}: neither a file nor a block device; choose another path")
+    header = _parse(os.pread(fd, _HEADER.size, 0))
+    if header is None:
+        if not _is_blank(fd):
+            raise UsageError(f"spill={path}: holds something that is not swaptide's; empty it, or use force")
+    elif header.disk_id != disk_id and not _is_garbage(header):
+        raise UsageError(f"spill={path}: belongs to the disk {header.disk_id}; remove that disk, or use force")
+
+
+def _is_blank(fd: int) -> bool:
+    """Nothing but zeros in the first and the last MiB: no file system, partition table or RAID member."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    for offset in (0, max(0, end - _BLANK_PROBE_BYTES)):
+        if any(os.pread(fd, _BLANK_PROBE_BYTES, offset)):
+            return False
+    return True
+
+
+def _reserve(fd: int, needed: int, path: pathlib.Path | None) -> None:
+    where = f"spill={path}" if path is not None else f"spill file in {DEFAULT_DIRECTORY}"
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if size < needed:
+            raise SetupError(f"{where}: {size} bytes, {needed} are needed; choose a larger device or a smaller disk")
+        return
+    space = os.fstatvfs(fd)
+    free = space.f_bavail * space.f_frsize + os.fstat(fd).st_blocks * 512
+    if free < needed:
+        raise SetupError(f"{where}: {needed} bytes are needed, {free} are free; free some or choose another path")
+    try:
+        os.ftruncate(fd, needed)
+        os.posix_fallocate(fd, 0, needed)
+    except OSError as error:
+        raise SetupError(f"{where}: cannot reserve {needed} bytes: {error.strerror}") from error
+
+
+def _go_direct(fd: int, path: pathlib.Path | None) -> int:
+    """Switch the descriptor to direct I/O; returns the alignment it demands, in bytes."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        log.warning("no direct I/O there: spilled pages will also occupy the page cache path=%s", path)
+        return geometry.PAGE_BYTES
+    with mmap.mmap(-1, geometry.PAGE_BYTES) as page, memoryview(page) as view:
+        try:
+            os.preadv(fd, [view[:512]], 512)
+        except OSError:
+            return geometry.PAGE_BYTES
+    return 512

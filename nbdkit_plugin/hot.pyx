@@ -1,0 +1,243 @@
+"""nbdkit's callbacks in the data path, and which connection may still change the disk.
+
+A request whose pages are all in RAM is small work: it is done with the GIL held, since giving it up and
+taking it again would cost more and wake another thread.  Large requests, and whatever may wait for the
+disk or at the cap, give it up.
+
+Connections.  nbdkit may still hold requests of a client that is gone, in its threads and in the socket,
+when the client's next connection is opened.  So every connection that is not the newest proves, once for
+each newer one, that its client is still there, before it changes anything; and `admit` waits until each
+older connection has proved it or has no change under way (docs/design.md, "Connections").
+"""
+
+import os
+import threading
+import time
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EINVAL, ENOSPC, ESHUTDOWN
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from swaptide.cache.atomics cimport add32, count64, load32, load64, store64
+from swaptide.cache.log cimport Log
+from swaptide.cache.segments cimport Waiter
+from swaptide.cache.words cimport FLUSHES, READ_BYTES, READS, TRIMS, WRITE_BYTES, WRITES, ZEROES
+
+import nbdkit
+
+
+cdef extern from "<dlfcn.h>" nogil:
+    void *dlsym(void *handle, const char *symbol) noexcept
+    void *RTLD_DEFAULT
+
+cdef extern from "<malloc.h>" nogil:
+    int mallopt(int param, int value) noexcept
+    enum: M_ARENA_MAX
+
+cdef extern from "threads.h" nogil:
+    int kept_setup() noexcept
+    void kept_keep() noexcept
+    long kept_threads() noexcept
+    void kept_close() noexcept
+
+ctypedef int (*nanosleep_t)(unsigned seconds, unsigned nanoseconds) noexcept nogil
+
+cdef enum:
+    MAX_REQUEST = 1048576           # geometry.MAX_REQUEST_BYTES
+    SMALL_REQUEST = 32768           # copied with the GIL held
+    FLAG_MAY_TRIM = 1               # NBDKIT_FLAG_MAY_TRIM; compared with nbdkit's own at import
+
+cdef Log _log = None
+cdef nanosleep_t _sleep = NULL
+cdef uint64_t _newest = 0
+_connections = {}
+_admission = threading.Lock()
+
+if nbdkit.FLAG_MAY_TRIM != FLAG_MAY_TRIM:
+    raise ImportError("nbdkit changed its flags")
+
+
+cdef struct Presence:
+    uint64_t confirmed      # the newest admission after which the client was seen alive
+    int32_t changing        # requests under way that may change the disk
+
+
+cdef class Connection:
+    """One client."""
+
+    cdef uint64_t number
+    cdef Presence presence
+
+
+cdef bint is_alive(void *arg) noexcept nogil:
+    """Is the client of the calling thread's connection still there?  Called in nbdkit's own threads."""
+    cdef Presence *presence = <Presence *> arg
+    cdef uint64_t newest = load64(&_newest)
+    # Sleeping for no time polls the connection for a hang-up and for the server's end.
+    if _sleep(0, 0) != 0:
+        return False
+    store64(&presence.confirmed, newest)
+    return True
+
+
+cdef inline bint begin_change(Presence *presence) noexcept nogil:
+    # First counted, then looked: `admit` does it the other way round, so one of both sees the other.
+    add32(&presence.changing, 1)
+    return load64(&presence.confirmed) == load64(&_newest) or is_alive(presence)
+
+
+cdef inline void end_change(Presence *presence) noexcept nogil:
+    add32(&presence.changing, -1)
+
+
+def serve(Log log):
+    """Serve `log` from now on."""
+    global _log, _sleep
+    _sleep = <nanosleep_t> dlsym(RTLD_DEFAULT, b"nbdkit_nanosleep")
+    if _sleep == NULL:
+        raise OSError("this nbdkit exports no nbdkit_nanosleep; 1.32 or later is needed")
+    if kept_setup() != 0:
+        raise OSError("no pthread key left")
+    # One heap each for nbdkit's many threads would grow with every reconnect.
+    mallopt(M_ARENA_MAX, 2)
+    _log = log
+
+
+def stop_keeping():
+    """Thread states that still live are left to the end of the process."""
+    kept_close()
+
+
+def kept():
+    """How many threads keep their Python thread state; for tests."""
+    return kept_threads()
+
+
+def admit(wake_waiters):
+    """A new connection, once nothing of a client that is gone can change the disk any more.
+
+    `wake_waiters` makes writers that wait at the cap look after their clients.
+    """
+    global _newest
+    cdef Connection connection = Connection(), other
+    with _admission:
+        connection.number = load64(&_newest) + 1
+        connection.presence.confirmed = connection.number
+        older = list(_connections.values())
+        store64(&_newest, connection.number)
+        _connections[connection.number] = connection
+    wake_waiters()
+    for item in older:
+        other = item
+        while load32(&other.presence.changing) and load64(&other.presence.confirmed) < connection.number:
+            time.sleep(0.0005)
+            wake_waiters()
+    return connection
+
+
+def dismiss(Connection connection):
+    """The connection is closed; nbdkit has no request of it left."""
+    with _admission:
+        _connections.pop(connection.number, None)
+
+
+cdef int fail(int result) except -1:
+    nbdkit.set_error(-result)
+    raise OSError(-result, os.strerror(-result))
+
+
+cdef int check(uint64_t count, uint64_t offset, int beyond) except -1:
+    if count > MAX_REQUEST:
+        fail(-EINVAL)
+    if offset + count > _log.size_bytes:
+        fail(-beyond)
+    return 0
+
+
+def pread(Connection connection, buf, uint64_t offset, uint32_t flags):
+    """Read len(buf) bytes at `offset` into `buf`."""
+    cdef Py_buffer view
+    cdef int result = -EAGAIN
+    kept_keep()
+    PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
+    try:
+        check(view.len, offset, EINVAL)
+        if view.len <= SMALL_REQUEST:
+            result = _log.read(<char *> view.buf, view.len, offset, False)
+        if result == -EAGAIN:
+            with nogil:
+                result = _log.read(<char *> view.buf, view.len, offset, True)
+        count64(&_log.map.counters[READS], 1)
+        count64(&_log.map.counters[READ_BYTES], view.len)
+    finally:
+        PyBuffer_Release(&view)
+    if result != 0:
+        fail(result)
+
+
+def pwrite(Connection connection, buf, uint64_t offset, uint32_t flags):
+    """Write `buf` at `offset`; what is acknowledged is in the state file."""
+    cdef Py_buffer view
+    cdef Waiter waiter
+    cdef int result = -EAGAIN
+    kept_keep()
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+    waiter.alive = is_alive
+    waiter.arg = &connection.presence
+    try:
+        check(view.len, offset, ENOSPC)
+        if not begin_change(&connection.presence):
+            result = -ESHUTDOWN
+        elif view.len <= SMALL_REQUEST:
+            result = _log.write(<const char *> view.buf, view.len, offset, &waiter, False)
+        if result == -EAGAIN:
+            with nogil:
+                result = _log.write(<const char *> view.buf, view.len, offset, &waiter, True)
+        end_change(&connection.presence)
+        count64(&_log.map.counters[WRITES], 1)
+        count64(&_log.map.counters[WRITE_BYTES], view.len)
+    finally:
+        PyBuffer_Release(&view)
+    if result != 0:
+        fail(result)
+
+
+cdef int discard(Connection connection, uint32_t count, uint64_t offset, bint keep) except -1:
+    cdef Waiter waiter
+    cdef int result = -ESHUTDOWN
+    kept_keep()
+    if offset + count > _log.size_bytes:
+        fail(-EINVAL)
+    waiter.alive = is_alive
+    waiter.arg = &connection.presence
+    with nogil:
+        if begin_change(&connection.presence):
+            result = _log.discard(count, offset, &waiter, keep)
+        end_change(&connection.presence)
+    if result != 0:
+        fail(result)
+    return 0
+
+
+def trim(Connection connection, uint32_t count, uint64_t offset, uint32_t flags):
+    """Free the range; it reads as zeros from now on."""
+    discard(connection, count, offset, False)
+    count64(&_log.map.counters[TRIMS], 1)
+
+
+def zero(Connection connection, uint32_t count, uint64_t offset, uint32_t flags):
+    """Make the range zeros; a hole where the client allows it."""
+    discard(connection, count, offset, not flags & FLAG_MAY_TRIM)
+    count64(&_log.map.counters[ZEROES], 1)
+
+
+def flush(Connection connection, uint32_t flags):
+    """Nothing to do: what was acknowledged survives this process, and is not promised to survive the host."""
+    kept_keep()
+    count64(&_log.map.counters[FLUSHES], 1)
+
+
+def extents(Connection connection, uint32_t count, uint64_t offset, uint32_t flags):
+    """Holes and zeroes in the range, as (offset, length, type)."""
+    kept_keep()
+    return _log.extents(count, offset, bool(flags & nbdkit.FLAG_REQ_ONE), nbdkit.EXTENT_HOLE, nbdkit.EXTENT_ZERO)

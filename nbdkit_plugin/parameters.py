@@ -1,0 +1,84 @@
+"""The plugin's parameters: key=value pairs from nbdkit's command line to the engine's settings."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from swaptide.cache import engine, geometry
+from swaptide.cache.errors import UsageError
+
+_SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+COMPRESSIONS: Final = ("lz4", "zstd", "none")
+
+
+def parse_size(key: str, text: str) -> int:
+    """Bytes from `4G`, `512M`, `4096`; raises UsageError that names the key."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{key}={text}: not a size; write for example 512M or 4G")
+    value = int(match[1]) * _UNITS[match[2].upper()]
+    if value == 0:
+        raise UsageError(f"{key}={text}: must be more than zero")
+    return value
+
+
+def _disk_size(key: str, text: str) -> int:
+    value = parse_size(key, text)
+    if value % geometry.PAGE_BYTES or value > geometry.MAX_SIZE_BYTES:
+        raise UsageError(f"{key}={text}: must be a multiple of {geometry.PAGE_BYTES} bytes and at most 16T")
+    return value
+
+
+def _path(key: str, text: str) -> pathlib.Path:
+    if not text:
+        raise UsageError(f"{key}=: must be a path")
+    return pathlib.Path(text).absolute()
+
+
+def _name(key: str, text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise UsageError(f"{key}={text}: use letters, digits, '.', '_' and '-', at most 64, not first '.' or '-'")
+    return text
+
+
+def _choice(key: str, text: str) -> str:
+    if text not in COMPRESSIONS:
+        raise UsageError(f"{key}={text}: must be one of {', '.join(COMPRESSIONS)}")
+    return text
+
+
+def _boolean(key: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise UsageError(f"{key}={text}: must be yes or no")
+    return text == "yes"
+
+
+def _text(_key: str, text: str) -> str:
+    return text
+
+
+# parameter -> (field of engine.Settings, parser); compress is accepted ahead of the packed tier.
+_PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
+    "size": ("size_bytes", _disk_size),
+    "ram": ("ram_bytes", parse_size),
+    "floor": ("floor_bytes", parse_size),
+    "spill": ("spill", _path),
+    "state": ("state", _path),
+    "name": ("name", _name),
+    "swap-label": ("swap_label", _text),
+    "compress": ("", _choice),
+    "force": ("force", _boolean),
+}
+
+
+def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
+    """The settings with one parameter set.  Raises UsageError for an unknown key or a bad value."""
+    if key not in _PARAMETERS:
+        raise UsageError(f"unknown parameter {key}={value}; known are {', '.join(_PARAMETERS)}")
+    field, parse = _PARAMETERS[key]
+    parsed = parse(key, value)
+    return dataclasses.replace(settings, **{field: parsed}) if field else settings

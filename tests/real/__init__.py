@@ -1,0 +1,1 @@
+"""Tests against the real nbdkit, over real sockets."""

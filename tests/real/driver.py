@@ -1,0 +1,196 @@
+"""Random load over libnbd, many requests in flight on several connections, against a model.
+
+The model is a bytearray.  Requests in flight never share a byte, but often share a page, so every
+answer is known exactly.  One thread; the seed decides everything but the timing.
+"""
+
+import dataclasses
+import random
+import select
+from collections.abc import Callable
+
+import nbd
+
+PAGE = 4096
+MAX_REQUEST = 1 << 20
+
+
+@dataclasses.dataclass
+class Request:
+    """One request in flight: bytes [start, end)."""
+
+    kind: str
+    start: int
+    end: int
+    expected: bytes = b""
+    buffer: object = None
+    cookie: int = -1
+
+
+class WrongByte(AssertionError):
+    """The disk answered something that was never written there."""
+
+
+class Driver:
+    """Keeps up to `depth` random requests in flight on each connection.
+
+    `weights` are the odds of read, write, trim, zero; `biggest` limits request sizes in bytes.
+    """
+
+    def __init__(
+        self, uri: str, size: int, seed: int, *, connections: int = 2, depth: int = 16, biggest: int = MAX_REQUEST
+    ) -> None:
+        self.random = random.Random(seed)
+        self.size = size
+        self.depth = depth
+        self.biggest = biggest
+        self.weights = {"read": 40, "write": 45, "trim": 8, "zero": 7}
+        self.model = bytearray(size)
+        self.counts = dict.fromkeys(self.weights, 0)
+        self._noise = self.random.randbytes(MAX_REQUEST + PAGE)
+        self._flying: dict[int, list[Request]] = {}
+        self._handles = [self._connect(uri) for _ in range(connections)]
+
+    def _connect(self, uri: str) -> "nbd.NBD":
+        handle = nbd.NBD()
+        handle.connect_uri(uri)
+        self._flying[id(handle)] = []
+        return handle
+
+    def run(self, requests: int, every: Callable[[int], None] | None = None) -> None:
+        """Issue `requests` and wait for all; `every(n)` is called before the n-th.  Raises WrongByte."""
+        for n in range(requests):
+            if every is not None:
+                every(n)
+            handle = self.random.choice(self._handles)
+            while len(self._flying[id(handle)]) >= self.depth:
+                self._wait()
+            request = self._draw()
+            while self._overlaps(request):
+                request = self._draw()
+            self._issue(handle, request)
+            self._collect()
+        self.drain()
+
+    def drain(self) -> None:
+        """Wait for everything in flight."""
+        while any(self._flying.values()):
+            self._wait()
+
+    def check_all(self) -> None:
+        """Read the whole disk and compare it."""
+        handle = self._handles[0]
+        for start in range(0, self.size, MAX_REQUEST):
+            count = min(MAX_REQUEST, self.size - start)
+            self._compare(start, handle.pread(count, start), self.model[start : start + count])
+
+    def close(self) -> None:
+        """Say goodbye on every connection."""
+        for handle in self._handles:
+            handle.shutdown()
+        self._handles = []
+
+    # Drawing a request.
+
+    def _draw(self) -> Request:
+        kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
+        start, length = self._draw_range()
+        return Request(kind, start, min(self.size, start + length))
+
+    def _draw_range(self) -> tuple[int, int]:
+        shape = self.random.random()
+        if shape < 0.45:  # one whole page
+            return self.random.randrange(self.size // PAGE) * PAGE, PAGE
+        if shape < 0.65:  # whole pages
+            pages = self.random.randint(1, max(1, min(64, self.biggest // PAGE)))
+            return self.random.randrange(self.size // PAGE) * PAGE, pages * PAGE
+        if shape < 0.85:  # a piece of a busy page, so that neighbours are in flight together
+            page = self.random.randrange(64) * (self.size // PAGE // 64)
+            return page * PAGE + self.random.randrange(8) * 512, self.random.choice((512, 512, 1024, 100))
+        if shape < 0.98:
+            return self.random.randrange(self.size), self.random.randint(1, min(20000, self.biggest))
+        return self.random.randrange(self.size), self.random.randint(1, self.biggest)
+
+    def _overlaps(self, new: Request) -> bool:
+        return any(
+            old.start < new.end and new.start < old.end and (old.kind != "read" or new.kind != "read")
+            for flying in self._flying.values()
+            for old in flying
+        )
+
+    def _draw_data(self, count: int) -> bytes:
+        kind = self.random.random()
+        if kind < 0.1:
+            return bytes(count)
+        if kind < 0.2:
+            return self.random.randbytes(self.random.choice((1, 2, 4))) * count
+        start = self.random.randrange(PAGE)
+        # Every write is different from every other: a lost one shows.
+        data = bytearray(self._noise[start : start + count])
+        for at in range(0, count - 8, 512):
+            data[at : at + 8] = self.random.randbytes(8)
+        return bytes(data)
+
+    # Issuing and collecting.
+
+    def _issue(self, handle: "nbd.NBD", request: Request) -> None:
+        count = request.end - request.start
+        self.counts[request.kind] += 1
+        if request.kind == "read":
+            request.expected = bytes(self.model[request.start : request.end])
+            request.buffer = nbd.Buffer(count)
+            request.cookie = handle.aio_pread(request.buffer, request.start)
+        elif request.kind == "write":
+            data = self._draw_data(count)[:count]
+            self.model[request.start : request.end] = data
+            request.buffer = nbd.Buffer.from_bytearray(bytearray(data))
+            request.cookie = handle.aio_pwrite(request.buffer, request.start)
+        else:
+            self.model[request.start : request.end] = bytes(count)
+            if request.kind == "trim":
+                request.cookie = handle.aio_trim(count, request.start)
+            else:
+                flags = self.random.choice((0, nbd.CMD_FLAG_NO_HOLE))
+                request.cookie = handle.aio_zero(count, request.start, flags=flags)
+        self._flying[id(handle)].append(request)
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        byfd = {}
+        for handle in self._handles:
+            direction = handle.aio_get_direction()
+            events = (select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0) | (
+                select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
+            )
+            byfd[handle.aio_get_fd()] = handle
+            poll.register(handle.aio_get_fd(), events)
+        ready = poll.poll(60_000)
+        if not ready:
+            raise TimeoutError("no answer for 60 s")
+        for fd, events in ready:
+            handle = byfd[fd]
+            direction = handle.aio_get_direction()
+            if events & (select.POLLIN | select.POLLHUP) and direction & nbd.AIO_DIRECTION_READ:
+                handle.aio_notify_read()
+            elif events & select.POLLOUT and direction & nbd.AIO_DIRECTION_WRITE:
+                handle.aio_notify_write()
+        self._collect()
+
+    def _collect(self) -> None:
+        for handle in self._handles:
+            flying = self._flying[id(handle)]
+            for request in [r for r in flying if handle.aio_command_completed(r.cookie)]:
+                flying.remove(request)
+                if request.kind == "read":
+                    assert isinstance(request.buffer, nbd.Buffer)
+                    self._compare(request.start, bytes(request.buffer.to_bytearray()), request.expected)
+
+    @staticmethod
+    def _compare(start: int, got: bytes | bytearray, expected: bytes | bytearray) -> None:
+        if got == expected:
+            return
+        wrong = next(i for i in range(len(expected)) if got[i] != expected[i])
+        raise WrongByte(
+            f"offset {start + wrong} (page {(start + wrong) // PAGE}): read {bytes(got[wrong : wrong + 16]).hex()},"
+            f" written {bytes(expected[wrong : wrong + 16]).hex()}"
+        )

@@ -1,0 +1,140 @@
+"""Runs the real plugin in a real nbdkit, and looks at it from outside.  Everything is reaped by its pid."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from swaptide.cache import face
+
+PLUGIN = pathlib.Path(face.__file__).parents[1] / "nbdkit_plugin" / "plugin.py"
+START_SECONDS = 20.0
+
+
+class Server:
+    """One nbdkit with one disk.  `state` is None for a disk whose state file has no name."""
+
+    def __init__(self, directory: pathlib.Path, parameters: dict[str, str], named_state: bool = True) -> None:
+        if shutil.which("nbdkit") is None:
+            pytest.skip("nbdkit is missing (Debian package nbdkit)")
+        self.directory = directory
+        self.socket = directory / "nbd.sock"
+        self.state = directory_on_tmpfs(directory) / "disk.state" if named_state else None
+        self.log = directory / "nbdkit.log"
+        self.parameters = parameters
+        self.threads = 16
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where clients find the disk."""
+        return f"nbd+unix:///?socket={self.socket}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running nbdkit."""
+        assert self.process is not None
+        return self.process.pid
+
+    def command(self) -> list[str]:
+        """The command line that serves the disk."""
+        arguments = [f"{key}={value}" for key, value in self.parameters.items()]
+        if self.state is not None:
+            arguments.append(f"state={self.state}")
+        start = ["nbdkit", "-f", "-t", str(self.threads), "-U", str(self.socket)]
+        return [*start, "python", str(PLUGIN), *arguments]
+
+    def start(self) -> None:
+        """Start and wait until it serves; fails with nbdkit's own words."""
+        self.socket.unlink(missing_ok=True)
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=bare_environment())
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_up():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"nbdkit ended with {self.process.returncode}: {self.log.read_text()}")
+            if time.monotonic() > deadline:
+                self.stop(signal.SIGKILL)
+                raise RuntimeError(f"nbdkit does not serve: {self.log.read_text()}")
+            time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it, by force if it does not go; returns its exit status."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        process.send_signal(how)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise RuntimeError(f"nbdkit did not end within 20 s: {self.log.read_text()}") from None
+
+    def face(self) -> face.StateFace:
+        """The disk's counters and limits."""
+        assert self.state is not None
+        return face.StateFace(self.state)
+
+    def _is_up(self) -> bool:
+        if not self.socket.exists():
+            return False
+        if self.state is None:
+            return True
+        with self.face() as disk:
+            return disk.counters()["owner_pid"] == self.pid and disk.counters()["serving"] == 1
+
+
+@contextlib.contextmanager
+def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str) -> Iterator[Server]:
+    """A running server with these plugin parameters (`swap_label` means swap-label), ended and cleaned up after."""
+    server = Server(directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        if server.state is not None:
+            shutil.rmtree(server.state.parent, ignore_errors=True)
+
+
+def directory_on_tmpfs(directory: pathlib.Path) -> pathlib.Path:
+    """A private directory for state files on /dev/shm, named after the test's own."""
+    where = pathlib.Path("/dev/shm") / f"swaptide-test-{os.getpid()}-{abs(hash(str(directory))):x}"
+    where.mkdir(mode=0o700, exist_ok=True)
+    return where
+
+
+def bare_environment() -> dict[str, str]:
+    """An environment that knows nothing of the venv: the plugin must find its way alone."""
+    keep = ("HOME", "LANG", "TMPDIR")
+    environment = {name: os.environ[name] for name in keep if name in os.environ}
+    venv = pathlib.Path(sys.prefix) / "bin"
+    environment["PATH"] = ":".join(p for p in os.environ["PATH"].split(":") if pathlib.Path(p) != venv)
+    return environment
+
+
+def fresh_counters(disk: face.StateFace, seconds: float = 5.0) -> dict[str, int]:
+    """Counters published after this call."""
+    wanted = disk.request_publish()
+    deadline = time.monotonic() + seconds
+    while disk.counters()["publish_answer"] < wanted:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the plugin does not publish")
+        time.sleep(0.002)
+    return dict(disk.counters())
+
+
+def wait_until_holds(disk: face.StateFace, target_bytes: int, seconds: float = 60.0) -> None:
+    """Wait until the memory in use is at most the target."""
+    deadline = time.monotonic() + seconds
+    while disk.ram_bytes() > target_bytes:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{disk.ram_bytes()} bytes in use, target {target_bytes}: {dict(disk.counters())}")
+        time.sleep(0.005)

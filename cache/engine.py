@@ -58,6 +58,8 @@ class Engine:
             geometry.SPILL_HEADER_BYTES,
             uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
         )
+        self._connecting = threading.Lock()
+        self._governor: Governor | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
@@ -81,6 +83,7 @@ class Engine:
     @classmethod
     def _create(cls, settings: Settings) -> "Engine":
         limits = check_limits(settings)
+        first_page = swaplabel.header(settings.size_bytes or 0, settings.swap_label) if settings.swap_label else None
         state = statefile.create(settings.state, settings.size_bytes or 0, settings.name, limits)
         try:
             spill = cls._make_spill(settings, state)
@@ -88,8 +91,12 @@ class Engine:
             state.discard()
             raise
         engine = cls(state, spill)
-        if settings.swap_label:
-            engine._write_label(settings.swap_label)
+        try:
+            if first_page is not None:
+                engine._write_first(first_page)
+        except BaseException:
+            engine.abandon()
+            raise
         return engine
 
     @staticmethod
@@ -137,11 +144,11 @@ class Engine:
             for index, word in enumerate(layout.CONTROL[:3]):
                 mapping.set_control_word(index, getattr(limits, word))
 
-    def _write_label(self, label: str) -> None:
-        """Fill the first page with a swap signature; the movers do not run yet, so make room by hand."""
+    def _write_first(self, page: bytes) -> None:
+        """Write the first page of a new disk; the movers do not run yet, so make room by hand."""
         self._segments.set_budget(1 << 62, 0)
         self._segments.populate_now(2)
-        self.log.write_bytes(swaplabel.header(self.identity.size_bytes, label), 0)
+        self.log.write_bytes(page, 0)
 
     def start(self) -> None:
         """Start the movers and say in the state file that this process serves it."""
@@ -153,7 +160,7 @@ class Engine:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
             self._main = asyncio.current_task()
-            governor = Governor(self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes)
+            self._governor = governor = Governor(self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes)
             movers = Movers(moves, self._segments, self._kick_fd)
             ready.set()
             async with asyncio.TaskGroup() as tasks:
@@ -203,7 +210,11 @@ class Engine:
         """Count a client that came (+1) or went (-1)."""
         index = layout.COUNTERS.index("connections")
         mapping = self._state.mapping
-        mapping.set_counter_word(index, mapping.counter_word(index) + by)
+        with self._connecting:
+            count = mapping.counter_word(index) + by
+            mapping.set_counter_word(index, count)
+            if self._governor is not None:
+                self._governor.expect_connections(count)
 
     def _announce(self, pid: int, serving: int) -> None:
         mapping = self._state.mapping

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS: Final = 0.1
 IDLE_SECONDS: Final = 1.0
-# nbdkit keeps one buffer per thread, as large as the largest request it saw: 16 threads of 1 MiB.
+# nbdkit keeps one buffer per thread, as large as the largest request it saw: 16 threads of 1 MiB for each
+# connection.  Those of the first are in the base; those of any other are charged when it is opened.
 REQUEST_BUFFERS_BYTES: Final = 16 * geometry.MAX_REQUEST_BYTES
 
 _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
@@ -38,6 +39,7 @@ class Governor:
         self._state_path = state_path
         self._meter = memory.Meter()
         self._changed = asyncio.Event()
+        self._connections = 0
         self._activity: tuple[int, ...] = ()
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
         self._base_bytes = max(base, self._meter.start_bytes)
@@ -63,11 +65,17 @@ class Governor:
                 asyncio.get_running_loop().remove_reader(watch)
                 os.close(watch)
 
+    def expect_connections(self, count: int) -> None:
+        """Charge the request buffers of `count` connections before they grow.  Any thread may call this."""
+        self._connections = count
+        self.apply()
+
     def apply(self) -> None:
         """Take over the target and measure the memory that counts against it."""
         target = self._control("target_bytes")
         private = self._meter.now_bytes()
-        self._segments.set_budget(target, max(0, private - self._base_bytes))
+        buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
+        self._segments.set_budget(target, max(0, max(private, buffers) - self._base_bytes))
         self._put("private_bytes", private)
         self._put("target_seen_bytes", target)
 

@@ -63,10 +63,11 @@ class Plan(NamedTuple):
 def plan(now: Snapshot, spilling: int, ram_cleanable: bool) -> Plan:
     """Decide from the snapshot and the number of spills under way.
 
-    Free slots wanted: an eighth of the limit, 2 to 16.  Slots are taken back when there are more than
-    the limit; else made free ahead of the writers, by populating below the limit and by spilling at it.
+    Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
+    and a busy one does not wait for page faults.  Slots are taken back when there are more than the
+    limit; else made free ahead of the writers, by populating below the limit and by spilling at it.
     """
-    wanted = min(16, max(2, now.limit // 8))
+    wanted = min(16, 2 + (now.populated - now.free) // 8, max(2, now.limit // 8))
     over = now.populated - now.to_punch - now.limit
     punch = now.to_punch > 0 or (over > 0 and now.free > 1)
     if over > 0:

@@ -16,8 +16,8 @@ import stat
 import struct
 import uuid
 
-from swaptide.cache import geometry
-from swaptide.cache.errors import BusyError, SetupError, UsageError
+from swaptide.cache import face, geometry, layout
+from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,15 @@ def _collect(path: pathlib.Path) -> bool:
 
 def _is_garbage(header: SpillHeader) -> bool:
     """Only the state file knows which page lies where; without it, or after a reboot, nothing can be read."""
-    return header.boot_id != boot_id() or not header.state_path or not os.path.exists(header.state_path)
+    if header.boot_id != boot_id() or not header.state_path:
+        return True
+    try:
+        with open(header.state_path, "rb") as state:
+            return face.parse_identity(state.read(layout.IDENTITY.size), "").disk_id != header.disk_id
+    except FileNotFoundError:
+        return True
+    except (OSError, StateError):
+        return False  # perhaps of another version; somebody may still want it
 
 
 def _parse(raw: bytes) -> SpillHeader | None:

@@ -108,9 +108,8 @@ def open(readonly: bool) -> hot.Connection:
     if wanted not in ("", disk.identity.disk_id):
         nbdkit.set_error(2)  # ENOENT
         raise RuntimeError(f"export {wanted!r} is not this disk, whose id is {disk.identity.disk_id}")
-    connection = hot.admit(disk.wake_waiters)
     disk.connected(+1)
-    return connection
+    return hot.admit(disk.wake_waiters)
 
 
 def close(connection: hot.Connection) -> None:

@@ -33,6 +33,7 @@ cdef extern from "<dlfcn.h>" nogil:
 cdef extern from "<malloc.h>" nogil:
     int mallopt(int param, int value) noexcept
     enum: M_ARENA_MAX
+    enum: M_MMAP_THRESHOLD
 
 cdef extern from "threads.h" nogil:
     int kept_setup() noexcept
@@ -100,6 +101,8 @@ def serve(Log log):
         raise OSError("no pthread key left")
     # One heap each for nbdkit's many threads would grow with every reconnect.
     mallopt(M_ARENA_MAX, 2)
+    # Their request buffers go back to the host as soon as a connection ends.
+    mallopt(M_MMAP_THRESHOLD, 131072)
     _log = log
 
 

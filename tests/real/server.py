@@ -71,11 +71,11 @@ class Server:
             return 0
         process.send_signal(how)
         try:
-            return process.wait(20)
+            return process.wait(8)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise RuntimeError(f"nbdkit did not end within 20 s: {self.log.read_text()}") from None
+            raise RuntimeError(f"nbdkit did not end within 8 s: {self.log.read_text()}") from None
 
     def face(self) -> face.StateFace:
         """The disk's counters and limits."""
@@ -98,8 +98,10 @@ def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str
     try:
         server.start()
         yield server
-    finally:
+        # nbdkit waits for its clients: whoever forgot to leave makes this fail.
         server.stop()
+    finally:
+        server.stop(signal.SIGKILL)
         if server.state is not None:
             shutil.rmtree(server.state.parent, ignore_errors=True)
 

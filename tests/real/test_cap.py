@@ -1,0 +1,289 @@
+"""The cap, seen from outside: memory stays under it, writers wait at it, nothing wedges."""
+
+import os
+import pathlib
+import random
+import resource
+import threading
+import time
+
+import nbd
+import pytest
+from swaptide.cache import geometry
+
+from tests.real import driver, server
+
+PAGE = 4096
+SIZE = 128 << 20
+FLOOR = geometry.of_size(SIZE).working_minimum_bytes
+SEGMENT = geometry.SEGMENT_BYTES
+OLD = random.Random(0).randbytes(PAGE)
+
+
+class Sampler:
+    """Looks at a server's memory from outside, many times a second: st_blocks of the state file and smaps."""
+
+    def __init__(self, disk: server.Server) -> None:
+        self._disk = disk
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.samples: list[tuple[float, int]] = []
+
+    def __enter__(self) -> "Sampler":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            self.samples.append((time.monotonic(), self.now()))
+
+    def now(self) -> int:
+        """Bytes of RAM that the disk costs beyond its base."""
+        assert self._disk.state is not None
+        with self._disk.face() as face:
+            base = face.counters()["base_bytes"]
+        return os.stat(self._disk.state).st_blocks * 512 + max(0, private_bytes(self._disk.pid) - base)
+
+    def since(self, when: float) -> list[int]:
+        """Samples taken after `when`."""
+        return [value for at, value in self.samples if at >= when]
+
+
+def private_bytes(pid: int) -> int:
+    """Private memory of a process by smaps, its shared mappings left out; written apart from the plugin's own meter."""
+    total, shared = 0, False
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if words[0].startswith("Private_"):
+            total += 0 if shared else int(words[1]) * 1024
+        elif not words[0].endswith(":"):
+            shared = words[1][3] == "s"
+    return total
+
+
+def fill(uri: str, size: int, seed: int = 0, block: int = 1 << 20) -> bytearray:
+    """Write the whole disk with pages that share nothing; returns what was written."""
+    noise = random.Random(seed).randbytes(block + PAGE)
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    model = bytearray(size)
+    for start in range(0, size, block):
+        data = bytearray(noise[start // block % PAGE :][:block])
+        for page in range(0, block, PAGE):
+            data[page : page + 8] = (start + page).to_bytes(8, "little")
+        model[start : start + block] = data
+        handle.pwrite(bytes(data), start)
+    handle.shutdown()
+    return model
+
+
+def test_memory_never_passes_the_cap(tmp_path: pathlib.Path) -> None:
+    cap = 48 << 20
+    with server.serving(tmp_path, size=str(SIZE), ram=str(cap), spill=str(tmp_path / "spill")) as disk:
+        with Sampler(disk) as sampler:
+            load = driver.Driver(disk.uri, SIZE, seed=11)
+            fill(disk.uri, SIZE)
+            load.model[:] = read_all(disk.uri)
+            load.run(8_000)
+            load.check_all()
+            load.close()
+        assert len(sampler.samples) > 50
+        assert max(sampler.since(0)) <= cap
+        assert max(sampler.since(0)) > cap // 2
+
+
+def test_a_squeeze_only_falls_and_then_holds(tmp_path: pathlib.Path) -> None:
+    with server.serving(tmp_path, size=str(SIZE), ram="256M", spill=str(tmp_path / "spill")) as disk:
+        with disk.face() as face, Sampler(disk) as sampler:
+            fill(disk.uri, SIZE)
+            # One connection: the request buffers of a second one would not fit under the floor.
+            load = driver.Driver(disk.uri, SIZE, seed=12, connections=1)
+            load.model[:] = read_all(disk.uri)
+            load.run(1_000)
+            started = time.monotonic()
+            face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
+            loaded = threading.Thread(target=load.run, args=(4_000,))
+            loaded.start()
+            server.wait_until_holds(face, FLOOR)
+            held = time.monotonic()
+            loaded.join()
+            falling = [v for at, v in sampler.samples if started + 0.02 <= at < held]
+            assert all(later <= earlier + SEGMENT for earlier, later in zip(falling, falling[1:], strict=False))
+            load.run(2_000)
+            load.check_all()
+            load.close()
+            assert max(sampler.since(held)) <= FLOOR + SEGMENT
+            counters = server.fresh_counters(face)
+            assert counters["spill_written_bytes"] > 0
+
+
+def test_private_memory_and_mappings_stay_at_the_base(tmp_path: pathlib.Path) -> None:
+    with server.serving(tmp_path, size=str(SIZE), ram="64M", spill=str(tmp_path / "spill")) as disk:
+        load = driver.Driver(disk.uri, SIZE, seed=13, connections=1, depth=32)
+        load.run(6_000)
+        with disk.face() as face:
+            base = face.counters()["base_bytes"]
+            assert base <= geometry.MAX_BASE_BYTES
+            assert private_bytes(disk.pid) <= base
+        load.close()
+
+
+def test_a_scan_of_what_was_never_written_costs_nothing(tmp_path: pathlib.Path) -> None:
+    size = 2 << 30
+    with server.serving(tmp_path, size=str(size), ram="64M", spill=str(tmp_path / "spill")) as disk:
+        with disk.face() as face:
+            time.sleep(0.5)  # the first segments are made ahead
+            before = face.state_blocks_bytes()
+            handle = nbd.NBD()
+            handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            handle.connect_uri(disk.uri)
+            for at in range(0, size, 2 << 20):
+                assert not any(handle.pread(512, at))
+            handle.block_status(size // 2, 0, lambda *_: 0)
+            handle.trim(size // 2, size // 2)
+            handle.zero(size // 2, size // 2)
+            handle.shutdown()
+            assert face.state_blocks_bytes() == before
+
+
+def read_all(uri: str) -> bytes:
+    """The whole disk."""
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    size = handle.get_size()
+    data = b"".join(handle.pread(min(1 << 20, size - at), at) for at in range(0, size, 1 << 20))
+    handle.shutdown()
+    return data
+
+
+class FailingStore:
+    """Makes every spill write of a server fail (EFBIG), by the file size limit of its process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+
+    def __enter__(self) -> None:
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (1 << 16, self.before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        self.mend()
+
+    def mend(self) -> None:
+        """Let the store work again."""
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, self.before)
+
+
+def write_pages_until_one_waits(handle: "nbd.NBD", page: int, model: bytearray) -> int:
+    """Write distinct pages in turn until one is not answered; returns the page that waits."""
+    while True:
+        data = bytearray(random.Random(page).randbytes(PAGE))
+        cookie = handle.aio_pwrite(nbd.Buffer.from_bytearray(data), page * PAGE)
+        deadline = time.monotonic() + 1.0
+        while not handle.aio_command_completed(cookie):
+            if time.monotonic() > deadline:
+                return page
+            handle.poll(50)
+        model[page * PAGE : (page + 1) * PAGE] = data
+        page += 1
+
+
+def test_a_client_that_vanishes_while_its_writes_wait_changes_nothing(tmp_path: pathlib.Path) -> None:
+    """More writes than threads: some wait at the cap, some are still in the socket when the client dies."""
+    with server.serving(tmp_path, size=str(SIZE), ram=str(FLOOR), spill=str(tmp_path / "spill")) as disk:
+        store = FailingStore(disk.pid)
+        with store:
+            model = bytearray(SIZE)
+            gone = nbd.NBD()
+            gone.connect_uri(disk.uri)
+            waiting = write_pages_until_one_waits(gone, 0, model)
+            contested = range(waiting, waiting + 60)
+            for page in contested:
+                gone.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(OLD)), page * PAGE)
+            while gone.poll(100):
+                pass
+            del gone  # closes the socket without a goodbye, as a killed QEMU does
+            new = nbd.NBD()
+            new.connect_uri(disk.uri)
+            cookies = []
+            for page in contested:
+                data = random.Random(-page).randbytes(PAGE)
+                model[page * PAGE : (page + 1) * PAGE] = data
+                cookies.append(new.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), page * PAGE))
+            new.poll(300)
+            store.mend()
+            while cookies := [c for c in cookies if not new.aio_command_completed(c)]:
+                assert new.poll(10_000) == 1, "the new client's writes are not answered"
+            time.sleep(1.5)
+            for at in range(0, (contested[-1] + 1) * PAGE, PAGE):
+                assert new.pread(PAGE, at) == model[at : at + PAGE], f"page {at // PAGE}"
+            new.shutdown()
+
+
+def test_a_failing_store_loses_nothing_and_says_so(tmp_path: pathlib.Path) -> None:
+    with server.serving(tmp_path, size=str(SIZE), ram="160M", spill=str(tmp_path / "spill")) as disk:
+        model = fill(disk.uri, SIZE)
+        with disk.face() as face:
+            with FailingStore(disk.pid):
+                face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
+                time.sleep(0.5)
+                counters = server.fresh_counters(face)
+                assert counters["degraded"] == 1
+                assert counters["spill_write_errors"] > 0
+                assert face.ram_bytes() > FLOOR
+                assert read_all(disk.uri) == model
+            server.wait_until_holds(face, FLOOR)
+            assert server.fresh_counters(face)["degraded"] == 0
+        assert read_all(disk.uri) == model
+        assert "spill write failed" in disk.log.read_text()
+
+
+def overwrite_at_random(uri: str, size: int, seconds: float, model: bytearray) -> list[int]:
+    """Random 4 KiB overwrites, 16 in flight, for a time; returns how many were done in each tenth of it."""
+    chooser = random.Random(99)
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    flying: dict[int, int] = {}
+    done: list[int] = [0] * 10
+    start = time.monotonic()
+    while (elapsed := time.monotonic() - start) < seconds:
+        while len(flying) < 16:
+            page = chooser.randrange(size // PAGE)
+            if page in flying.values():
+                continue
+            data = bytearray(chooser.randbytes(64) * (PAGE // 64))
+            data[:8] = chooser.randbytes(8)
+            model[page * PAGE : (page + 1) * PAGE] = data
+            flying[handle.aio_pwrite(nbd.Buffer.from_bytearray(data), page * PAGE)] = page
+        assert handle.poll(20_000) == 1, "no write was answered for 20 s"
+        for cookie in [c for c in flying if handle.aio_command_completed(c)]:
+            del flying[cookie]
+            done[min(9, int(elapsed * 10 / seconds))] += 1
+    while flying:
+        assert handle.poll(20_000) == 1
+        for cookie in [c for c in flying if handle.aio_command_completed(c)]:
+            del flying[cookie]
+    handle.shutdown()
+    return done
+
+
+@pytest.mark.parametrize("seconds", [12, pytest.param(180, marks=pytest.mark.long)])
+def test_worst_case_goes_on_for_ever(tmp_path: pathlib.Path, seconds: int) -> None:
+    """Full of live pages that share nothing, target at the floor, random overwrites: progress in every tenth."""
+    with server.serving(tmp_path, size=str(SIZE), ram=str(FLOOR), spill=str(tmp_path / "spill")) as disk:
+        model = fill(disk.uri, SIZE)
+        with Sampler(disk) as sampler:
+            done = overwrite_at_random(disk.uri, SIZE, seconds, model)
+        assert min(done) > 0, done
+        assert max(sampler.since(0)) <= FLOOR + SEGMENT
+        with disk.face() as face:
+            counters = server.fresh_counters(face)
+        print("writes by tenth:", done, "cleaned:", counters["cleaned_segments"], "stalls:", counters["stalls"])
+        assert counters["cleaned_segments"] > 0
+        assert read_all(disk.uri) == model
+
+

@@ -1,0 +1,134 @@
+"""Each mistake ends in one line on stderr that names the thing, and leaves nothing half made."""
+
+import os
+import pathlib
+import pwd
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real import daemons
+
+ADD = ("disk", "add", "g2", "--size", "64M", "--ram", "32M")
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[daemons.Daemon]:
+    with daemons.directory() as root, daemons.serving(root) as running:
+        (root / "precious").write_bytes(b"mine" * 1024)
+        running.add()
+        yield running
+
+
+def fails(done: subprocess.CompletedProcess[str], *names: str, status: int | None = None) -> None:
+    assert done.returncode == status if status is not None else done.returncode in (1, 2), done
+    assert done.stderr.startswith("swaptide: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+    for name in names:
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("disk", "add", "g1", "--size", "64M", "--ram", "32M"), ("g1 exists",)),
+        (("disk", "add", "a/b", "--size", "64M", "--ram", "32M"), ("'a/b'", "letters")),
+        (("disk", "add", ".g", "--size", "64M", "--ram", "32M"), ("'.g'",)),
+        (("disk", "add", "n" * 65, "--size", "64M", "--ram", "32M"), ("n" * 65,)),
+        (("disk", "add", "g2", "--size", "much", "--ram", "32M"), ("--size", "'much'", "4G")),
+        (("disk", "add", "g2", "--size", "0", "--ram", "32M"), ("--size", "zero")),
+        (("disk", "add", "g2", "--size", "-1", "--ram", "32M"), ("'-1'",)),
+        (("disk", "add", "g2", "--size", "5000", "--ram", "32M"), ("5000", "4096")),
+        (("disk", "add", "g2", "--size", "17T", "--ram", "32M"), (str(17 << 40),)),
+        (("disk", "add", "g2", "--size", "64M", "--ram", "1M"), ("ram 1M", "floor")),
+        (("disk", "add", "g2", "--size", "64M"), ("--ram",)),
+        ((*ADD, "--floor", "1M"), ("floor 1M", "--floor")),
+        ((*ADD, "--floor", "40M"), ("32M", "40M")),
+        ((*ADD, "--weight", "0"), ("--weight",)),
+        ((*ADD, "--compress", "lzma"), ("--compress", "zstd")),
+        ((*ADD, "--swap-label", "far too long for a label"), ("far too long", "15")),
+        ((*ADD, "--spill", "/no/such/place/x"), ("/no/such/place/x",)),
+        ((*ADD, "--frobnicate"), ("--frobnicate",)),
+        (("disk", "add", "g2", "--size", "16T", "--ram", "64G"), ("g2-", "free")),
+        (("disk", "show", "nope"), ("'nope'", "g1")),
+        (("disk", "rm", "nope"), ("'nope'",)),
+        (("disk", "clear", "nope"), ("'nope'",)),
+        (("disk", "set", "nope", "--ram", "64M"), ("'nope'",)),
+        (("disk", "set", "g1"), ("--ram",)),
+        (("snippet", "nope"), ("'nope'",)),
+        (("snippet", "g1", "--format", "xen"), ("--format", "libvirt")),
+        (("frobnicate",), ("'frobnicate'",)),
+    ],
+)
+def test_one_line_and_nothing_left(
+    daemon: daemons.Daemon, words: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    before, files = daemon.show(), daemon.files()
+    fails(daemon.run(*words), *names)
+    after = daemon.show()
+    for field in ("pid", "id", "cap_bytes", "weight"):
+        assert after[field] == before[field]
+    assert daemon.files() == files
+
+
+def test_foreign_spill_file_is_refused(daemon: daemons.Daemon) -> None:
+    precious = daemon.root / "precious"
+    before = precious.read_bytes()
+    fails(daemon.run(*ADD, "--spill", str(precious)), str(precious), "force", status=1)
+    assert precious.read_bytes() == before
+    daemon.ok(*ADD, "--spill", str(precious), "--force")
+    daemon.ok("disk", "rm", "g2")
+
+
+def test_spill_file_of_another_disk_is_refused_even_by_force(daemon: daemons.Daemon) -> None:
+    spill = daemon.show("g1")["spill"]
+    fails(daemon.run(*ADD, "--spill", spill, "--force"), spill, status=1)
+    assert pathlib.Path(spill).exists()
+    assert daemon.show("g1")["state"] == "running"
+
+
+def test_no_daemon(tmp_path: pathlib.Path) -> None:
+    done = daemons.Daemon(tmp_path, "none").run("disk", "ls")
+    fails(done, str(tmp_path / "none" / "control.sock"), "swaptide serve", status=1)
+
+
+def test_other_users_are_told(daemon: daemons.Daemon) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    nobody = pwd.getpwnam("nobody")
+    os.chmod(daemon.root, 0o711)
+    try:
+        done = daemon.run("disk", "ls", user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+    except PermissionError:
+        pytest.skip("another user may not run this environment's Python")
+    finally:
+        os.chmod(daemon.root, 0o700)
+    if "swaptide: " not in done.stderr:
+        pytest.skip("another user cannot read this environment")
+    fails(done, "permission denied", str(daemon.run_dir / "control.sock"), status=1)
+
+
+def test_run_directory_that_cannot_be(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    fails(daemons.Daemon(tmp_path, "file").run("serve"), str(tmp_path / "file"), status=1)
+
+
+def test_missing_nbdkit(tmp_path: pathlib.Path) -> None:
+    daemon = daemons.Daemon(tmp_path, nbdkit="/no/such/nbdkit")
+    fails(daemon.run("serve", "--config", str(daemon.config)), "/no/such/nbdkit", "Debian", status=1)
+    assert not daemon.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("nonsense = 1\n", "nonsense"), ("threads = 0\n", "threads"), ("run_dir = \n", "not TOML")],
+)
+def test_bad_configuration(tmp_path: pathlib.Path, text: str, name: str) -> None:
+    daemon = daemons.Daemon(tmp_path)
+    daemon.config.write_text(text)
+    fails(daemon.run("serve", "--config", str(daemon.config)), str(daemon.config), name, status=1)
+
+
+def test_configuration_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    fails(daemons.Daemon(tmp_path).run("serve", "--config", "/no/such.toml"), "/no/such.toml", status=1)

@@ -1,0 +1,194 @@
+"""What the calls of the command do to real disks: made, shown, squeezed, cleared, removed."""
+
+import os
+import pathlib
+import re
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+
+import nbd
+import pytest
+
+from tests.real import daemons
+
+MIB = daemons.MIB
+FIELDS = {
+    *("name", "id", "size_bytes", "cap_bytes", "target_bytes", "floor_bytes", "ram_bytes", "base_bytes"),
+    *("raw_bytes", "packed_bytes", "spilled_bytes", "clean_bytes", "reserved_bytes", "stored_pages"),
+    *("same_filled_pages", "reads", "writes", "hits", "misses", "spill_written_bytes", "spill_read_bytes"),
+    *("pid", "socket", "state"),
+}
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[daemons.Daemon]:
+    with daemons.directory() as root, daemons.serving(root) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(daemon: daemons.Daemon) -> Iterator[None]:
+    before = daemon.files()
+    yield
+    daemon.run("disk", "rm", "g1", "--force")
+    assert daemon.files() == before
+
+
+def test_add_shows_every_field(daemon: daemons.Daemon) -> None:
+    given = {"compress": "zstd", "weight": 7, "swap_label": "tide"}
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    printed = daemon.ok("disk", "add", "g1", "--size", "64M", "--ram", "32M", *options)
+    report = daemon.show()
+    assert set(report) >= FIELDS
+    assert given.items() <= report.items()
+    assert (report["name"], report["state"], report["size_bytes"]) == ("g1", "running", 64 * MIB)
+    assert (report["cap_bytes"], report["target_bytes"]) == (32 * MIB, 32 * MIB)
+    assert report["floor_bytes"] <= 24 * MIB
+    assert report["reserved_bytes"] >= 64 * MIB
+    assert report["id"] in printed and report["spill"] in printed and "reserved" in printed
+    assert f"state={report['state_file']}" in pathlib.Path(f"/proc/{report['pid']}/cmdline").read_text()
+
+
+def test_readable_forms_name_the_disk(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    assert report["socket"] in daemon.ok("disk", "show", "g1")
+    lines = daemon.ok("disk", "ls").splitlines()
+    assert lines[0].split()[:3] == ["NAME", "SIZE", "CAP"]
+    assert lines[1].split()[:3] == ["g1", "64M", "32M"]
+
+
+def test_everything_private(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    paths = [report[field] for field in ("socket", "spill", "state_file", "log")]
+    for path in (*paths, daemon.run_dir / "control.sock"):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600, path
+
+
+def test_spill_lies_where_the_operator_says(daemon: daemons.Daemon) -> None:
+    chosen = daemon.root / "my spill"
+    assert daemon.add("g1", "--spill", str(chosen))["spill"] == str(chosen)
+    assert chosen.stat().st_blocks * 512 >= 64 * MIB
+    daemon.ok("disk", "rm", "g1")
+    assert not chosen.exists()
+
+
+def test_only_the_right_export_names(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    with daemons.client(report) as handle:
+        handle.pwrite(b"x" * 4096, 8192)
+    with daemons.client(report, "") as handle:
+        assert handle.pread(4096, 8192) == b"x" * 4096
+    with pytest.raises(nbd.Error), daemons.client(report, "00000000-0000-0000-0000-000000000000"):
+        pass
+
+
+def test_swap_label_makes_a_ready_swap_disk(daemon: daemons.Daemon) -> None:
+    report = daemon.add("g1", "--swap-label", "tide")
+    assert report["swap_label"] == "tide"
+    with daemons.client(report) as handle:
+        first = bytes(handle.pread(4096, 0))
+    assert first.endswith(b"SWAPSPACE2")
+    assert b"tide" in first
+
+
+def test_set_returns_when_it_holds(daemon: daemons.Daemon) -> None:
+    report = daemon.add(size=256 * MIB, ram="128M")
+    with daemons.client(report) as handle:
+        for index in range(96):
+            handle.pwrite(os.urandom(MIB), index * MIB)
+        printed = daemon.ok("disk", "set", "g1", "--ram", "32M")
+        shown = daemon.show()
+        assert re.search(r"within 32M after [0-9.]+ s, [0-9.]+M returned", printed)
+        assert (shown["cap_bytes"], shown["target_bytes"]) == (32 * MIB, 32 * MIB)
+        assert shown["ram_bytes"] <= 32 * MIB
+        assert shown["spilled_bytes"] >= 60 * MIB
+        assert "within 96M" in daemon.ok("disk", "set", "g1", "--ram", "96M", "--weight", "3")
+    assert daemon.show()["weight"] == 3
+
+
+def test_set_refuses_what_contradicts(daemon: daemons.Daemon) -> None:
+    daemon.add()
+    done = daemon.run("disk", "set", "g1", "--ram", "4M")
+    assert done.returncode == 1
+    assert re.fullmatch(r"swaptide: ram 4M is below the floor \d+M; .*\n", done.stderr)
+    assert daemon.run("disk", "set", "g1", "--floor", "48M").returncode == 1
+    assert daemon.show()["cap_bytes"] == 32 * MIB
+
+
+def test_interrupted_set_leaves_the_limit_in_force(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    os.kill(report["pid"], signal.SIGSTOP)
+    try:
+        waiting = subprocess.Popen(
+            [*daemons.COMMAND, "disk", "set", "g1", "--ram", "24M", "--run-dir", str(daemon.run_dir)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        daemons.wait_for(lambda: daemon.show()["cap_bytes"] == 24 * MIB)
+        waiting.send_signal(signal.SIGINT)
+        _, stderr = waiting.communicate(timeout=10)
+    finally:
+        os.kill(report["pid"], signal.SIGCONT)
+    assert waiting.returncode == 130
+    assert "stay in force" in stderr and stderr.count("\n") == 1
+    daemons.wait_for(lambda: daemon.show()["target_seen_bytes"] == 24 * MIB)
+
+
+def test_clear_makes_another_disk(daemon: daemons.Daemon) -> None:
+    old = daemon.add()
+    with daemons.client(old) as handle:
+        handle.pwrite(b"x" * 4096, 0)
+    printed = daemon.ok("disk", "clear", "g1")
+    new = daemon.show()
+    assert new["id"] != old["id"] and new["id"] in printed
+    assert not pathlib.Path(old["spill"]).exists()
+    with pytest.raises(nbd.Error), daemons.client(old):
+        pass
+    with daemons.client(new) as handle:
+        assert handle.pread(4096, 0) == bytes(4096)
+
+
+@pytest.mark.parametrize("call", ["rm", "clear"])
+def test_connected_disk_is_refused(daemon: daemons.Daemon, call: str) -> None:
+    report = daemon.add()
+    handle = nbd.NBD()
+    handle.connect_unix(report["socket"])
+    done = daemon.run("disk", call, "g1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("swaptide: disk g1 is not ") and "--force" in done.stderr
+    assert daemon.show()["pid"] == report["pid"]
+    daemon.ok("disk", call, "g1", "--force")
+    assert not daemons.is_alive(report["pid"])
+
+
+def test_a_stuck_process_holds_nobody_up(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    os.kill(report["pid"], signal.SIGSTOP)
+    begin = time.monotonic()
+    assert daemon.show()["state"] == "running"
+    assert time.monotonic() - begin < 1.5
+    daemon.ok("disk", "rm", "g1")
+    assert time.monotonic() - begin < 6
+    assert not daemons.is_alive(report["pid"])
+
+
+def test_real_qemu_takes_the_snippet(daemon: daemons.Daemon) -> None:
+    daemons.require("qemu-system-x86_64")
+    report = daemon.add()
+    lines = daemon.ok("snippet", "g1").replace("\\\n", " ")
+    words = lines.split()
+    assert f"export={report['id']}" in lines and "rerror=report" in lines
+    qemu = subprocess.Popen(
+        ["qemu-system-x86_64", "-S", "-display", "none", "-m", "32", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        daemons.wait_for(lambda: qemu.poll() is not None or daemon.show()["connections"] == 1)
+        assert qemu.poll() is None, qemu.communicate()[1]
+    finally:
+        qemu.kill()
+        qemu.communicate()

@@ -1,0 +1,142 @@
+"""Who outlives whom: daemons that end, are killed or meet, and disks that die under them."""
+
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real import daemons
+
+PATTERN = bytes(range(256)) * 16
+
+
+@pytest.fixture
+def root() -> Iterator[pathlib.Path]:
+    with daemons.directory() as made:
+        yield made
+
+
+@pytest.fixture
+def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
+    with daemons.serving(root) as running:
+        yield running
+
+
+def write(report: dict[str, object]) -> None:
+    with daemons.client(report) as handle:
+        handle.pwrite(PATTERN, 4096)
+
+
+def check(report: dict[str, object]) -> None:
+    with daemons.client(report) as handle:
+        assert handle.pread(len(PATTERN), 4096) == PATTERN
+
+
+def test_without_disks_nothing_is_left(daemon: daemons.Daemon) -> None:
+    daemon.add()
+    daemon.ok("disk", "rm", "g1")
+    daemon.stop()
+    assert daemon.process is None
+    assert not daemon.run_dir.exists() and not daemon.state_dir.exists()
+    assert str(daemon.root) not in pathlib.Path("/proc/self/mounts").read_text()
+
+
+def test_killed_disk_is_back_within_a_second_with_its_data(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    write(before)
+    time.sleep(0.1)
+    os.kill(before["pid"], signal.SIGKILL)
+    begin = time.monotonic()
+    check(before)  # its client waits in the socket's queue
+    assert time.monotonic() - begin < 2
+    after = daemon.wait_running(not_pid=before["pid"])
+    assert (after["id"], after["socket"]) == (before["id"], before["socket"])
+
+
+def test_next_daemon_adopts_what_is_healthy(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    write(before)
+    daemon.ok("disk", "set", "g1", "--ram", "28M")
+    daemon.stop()
+    assert daemon.run("disk", "ls").returncode == 1
+    check(before)
+    daemon.start()
+    after = daemon.wait_running()
+    assert (after["pid"], after["id"]) == (before["pid"], before["id"])
+    assert after["cap_bytes"] == 28 << 20
+    check(after)
+    os.kill(after["pid"], signal.SIGKILL)
+    check(daemon.wait_running(not_pid=after["pid"]))
+
+
+def test_both_killed_lose_nothing(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    write(before)
+    daemon.stop(signal.SIGKILL)
+    os.kill(before["pid"], signal.SIGKILL)
+    daemon.start()
+    after = daemon.wait_running(not_pid=before["pid"])
+    assert after["id"] == before["id"]
+    check(after)
+
+
+def test_lost_memory_brings_an_empty_disk_with_a_new_id(daemon: daemons.Daemon) -> None:
+    """As after a reboot: processes and state files are gone, definitions and spill files are not."""
+    before = daemon.add("g1", "--weight", "9")
+    write(before)
+    daemon.stop(signal.SIGKILL)
+    os.kill(before["pid"], signal.SIGKILL)
+    daemons.wait_for(lambda: not daemons.is_alive(before["pid"]))
+    pathlib.Path(before["state_file"]).unlink()
+    daemon.start()
+    after = daemon.wait_running()
+    assert after["id"] != before["id"]
+    assert (after["weight"], after["cap_bytes"]) == (9, before["cap_bytes"])
+    assert not pathlib.Path(before["spill"]).exists()
+    with daemons.client(after) as handle:
+        assert handle.pread(4096, 4096) == bytes(4096)
+
+
+def test_daemons_live_side_by_side(root: pathlib.Path) -> None:
+    with daemons.serving(root, "one") as one, daemons.serving(root, "two") as two:
+        first, second = one.add(), two.add()
+        assert first["id"] != second["id"] and first["spill"] != second["spill"]
+        write(first)
+        two.ok("disk", "rm", "g1")
+        check(first)
+
+
+def test_second_daemon_is_refused(daemon: daemons.Daemon) -> None:
+    done = daemon.run("serve", "--config", str(daemon.config))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"swaptide: another daemon serves {daemon.run_dir}; end that one, or choose another --run-dir\n"
+    )
+
+
+def test_a_disk_that_cannot_start_says_why_and_can_be_removed(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    daemon.stop()
+    os.kill(before["pid"], signal.SIGKILL)
+    spill = pathlib.Path(before["spill"])
+    aside = spill.rename(daemon.root / "aside")
+    daemon.start()
+    daemons.wait_for(lambda: daemon.show()["state"] == "failed")
+    assert str(spill) in daemon.show()["error"]
+    aside.rename(spill)
+    assert daemon.wait_running()["id"] == before["id"]
+
+
+def test_configured_memory_directory(root: pathlib.Path) -> None:
+    memory = pathlib.Path(f"/dev/shm/swaptide-test-{os.getpid()}")
+    try:
+        with daemons.serving(root, memory_dir=str(memory)) as daemon:
+            assert daemon.add()["state_file"].startswith(f"{memory}/")
+            daemon.ok("disk", "rm", "g1")
+            daemon.stop()
+            assert not any(memory.iterdir())
+    finally:
+        memory.rmdir()

@@ -7,13 +7,13 @@ the engine's event loop; nothing here is called from nbdkit's threads.
 
 import asyncio
 import concurrent.futures
-import errno
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple, TypeVar
 
-from swaptide.cache import geometry
+from swaptide.cache import cgroup, geometry
 from swaptide.cache.moves import Moves
 from swaptide.cache.segments import Segments
 
@@ -25,13 +25,15 @@ T = TypeVar("T")
 SPILLERS: Final = 4
 # A segment in RAM with at most this share of live pages is cleaned rather than written out: below it,
 # copying what lives costs less than writing everything.
-CLEAN_RAM_SHARE: Final = 0.75
+CLEAN_RAM_PIECES: Final = int(geometry.PIECES_PER_SEGMENT * 0.75)
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
 # After a failure of the store or the host, in seconds.
 BACK_OFF_SECONDS: Final = 0.1
 IDLE_SECONDS: Final = 1.0
+# Left free below a memory cgroup's limit, in bytes: request buffers (16 MiB) and what the kernel charges.
+CGROUP_MARGIN_BYTES: Final = 24 << 20
 
 
 class Snapshot(NamedTuple):
@@ -60,8 +62,8 @@ class Plan(NamedTuple):
     clean_disk: bool
 
 
-def plan(now: Snapshot, spilling: int, ram_cleanable: bool) -> Plan:
-    """Decide from the snapshot and the number of spills under way.
+def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
+    """Decide from the snapshot, the number of spills under way, and the live pages of the emptiest segment in RAM.
 
     Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
     and a busy one does not wait for page faults.  Slots are taken back when there are more than the
@@ -79,10 +81,12 @@ def plan(now: Snapshot, spilling: int, ram_cleanable: bool) -> Plan:
     short = max(0, short)
     drop = min(short, now.clean)
     short -= drop + now.writing
-    clean_ram = short > 0 and ram_cleanable
+    clean_ram = short > 0 and ram_emptiest < CLEAN_RAM_PIECES
     spill = max(0, min(SPILLERS - spilling, short, now.dirty))
     if clean_ram and over <= 0:
-        spill = min(spill, 1)  # both at once, so that a wrong guess costs no stall
+        # Dead space in RAM serves as well as the disk, and leaves every page where it is quick to
+        # read; only when writers wait already, both are used.
+        spill = min(spill, 1) if now.waiting else 0
     populate = 0
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
@@ -103,7 +107,7 @@ class Movers:
         self._cleaning = False
         self._populating = False
         self._moving_memory = False
-        self._ram_cleanable = True
+        self._headroom = cgroup.Headroom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
         self.degraded = False
@@ -117,12 +121,10 @@ class Movers:
             while True:
                 self._awake.clear()
                 self._segments.rearm()
-                self._start(Snapshot(*self._segments.snapshot()))
-                try:
+                self._start(self._look())
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_SECONDS):
                         await self._awake.wait()
-                except TimeoutError:
-                    self._ram_cleanable = True
         finally:
             loop.remove_reader(self._kick_fd)
             self._segments.stop()
@@ -134,17 +136,23 @@ class Movers:
         os.eventfd_read(self._kick_fd)
         self._awake.set()
 
+    def _look(self) -> Snapshot:
+        now = Snapshot(*self._segments.snapshot())
+        # Where the host gives no more, what there is has to do, whatever the target says.
+        return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
+
     def _start(self, now: Snapshot) -> None:
-        todo = plan(now, self._spilling, self._ram_cleanable and not self._cleaning)
+        emptiest = geometry.PIECES_PER_SEGMENT if self._cleaning else self._segments.emptiest_in_ram()
+        todo = plan(now, self._spilling, emptiest)
         if (todo.punch or todo.drop) and not self._moving_memory:
             self._moving_memory = True
             self._spawn(self._give_back(todo.drop))
         for _ in range(todo.spill):
             self._spilling += 1
             self._spawn(self._spill(self._idle_workers.pop()))
-        if todo.populate and not self._populating:
+        if (todo.populate or self.ram_blocked) and not self._populating:
             self._populating = True
-            self._spawn(self._populate(todo.populate))
+            self._spawn(self._populate(max(1, todo.populate)))
         if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
             self._cleaning = True
             self._spawn(self._clean(todo.clean_disk))
@@ -196,28 +204,33 @@ class Movers:
 
     async def _populate(self, count: int) -> None:
         try:
-            result = await self._call(self._moves.populate, count)
-            if result == -errno.ENOMEM:
-                if not self.ram_blocked:
-                    log.warning("the host refuses RAM below the target; writers wait, or spill early")
-                self.ram_blocked = True
-                await asyncio.sleep(BACK_OFF_SECONDS)
-            else:
+            if await self._call(self._try_populate, count):
+                if self.ram_blocked:
+                    log.info("the host gives RAM again")
                 self.ram_blocked = False
+            else:
+                if not self.ram_blocked:
+                    log.warning("the host refuses RAM below the target; spilling early instead")
+                self.ram_blocked = True
+                self._awake.set()
+                await asyncio.sleep(BACK_OFF_SECONDS)
         finally:
             self._populating = False
 
+    def _try_populate(self, count: int) -> bool:
+        room = self._headroom.bytes()
+        if room is not None and room < count * geometry.SEGMENT_BYTES + CGROUP_MARGIN_BYTES:
+            count = (room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES
+            if count <= 0:
+                return False
+        return self._moves.populate(count) == 0
+
     async def _clean(self, on_disk: bool) -> None:
-        below = geometry.PIECES_PER_SEGMENT
-        if not on_disk:
-            below = int(below * CLEAN_RAM_SHARE)
+        below = geometry.PIECES_PER_SEGMENT if on_disk else CLEAN_RAM_PIECES
         try:
             result = await self._call(self._moves.clean, on_disk, below)
             if result == 0:
-                if not on_disk:
-                    self._ram_cleanable = False  # looked at again when the idle timer rings
-                else:
-                    await asyncio.sleep(BACK_OFF_SECONDS / 10)
+                await asyncio.sleep(BACK_OFF_SECONDS / 10)
             elif result < 0:
                 log.error("segment cannot be read back error=%s; its pages are I/O errors", os.strerror(-result))
         finally:

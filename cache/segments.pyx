@@ -600,6 +600,21 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
         return result
 
+    def emptiest_in_ram(self):
+        """Live pieces of the emptiest sealed segment in RAM; PIECES where there is none.  A look without the lock."""
+        cdef uint32_t segment
+        cdef int32_t live, least = PIECES
+        cdef int state
+        with nogil:
+            for segment in range(self.used_ids):
+                live = self.live[segment]
+                if live >= least or self.claimed[segment]:
+                    continue
+                state = state_of(self.place(segment))
+                if state == DIRTY or state == CLEAN:
+                    least = live
+        return least
+
     def tiers(self):
         """Live pieces by place: (raw in RAM, of these also on disk, on disk only).  Walks the segments in use."""
         cdef uint64_t ram = 0, clean = 0, disk = 0

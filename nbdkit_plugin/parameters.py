@@ -9,7 +9,7 @@ from typing import Final
 from swaptide.cache import engine, geometry
 from swaptide.cache.errors import UsageError
 
-_SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+)([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 COMPRESSIONS: Final = ("lz4", "zstd", "none")

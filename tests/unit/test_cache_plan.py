@@ -1,0 +1,87 @@
+"""What moves when: the pure plan of the movers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from swaptide.cache import geometry, movers
+
+PIECES = geometry.PIECES_PER_SEGMENT
+
+
+def snapshot(**changes: int) -> movers.Snapshot:
+    """A disk at rest in the middle of its limits."""
+    rest = movers.Snapshot(
+        limit=100, populated=50, free=10, to_punch=0, dirty=38, writing=0, clean=0, disk_free=150, disk_slots=200, waiting=0
+    )
+    return rest._replace(**changes)
+
+
+def test_a_disk_at_rest_moves_nothing() -> None:
+    todo = movers.plan(snapshot(), 0, PIECES)
+    assert todo == movers.Plan(False, 0, 0, 0, False, False)
+
+
+def test_below_the_limit_free_slots_are_made_not_taken() -> None:
+    todo = movers.plan(snapshot(free=1), 0, PIECES)
+    assert todo.populate > 0 and todo.spill == 0 and todo.drop == 0
+
+
+def test_at_the_limit_the_coldest_are_spilled_ahead_of_the_writers() -> None:
+    todo = movers.plan(snapshot(limit=50, free=1), 0, PIECES)
+    assert todo.spill > 0 and todo.populate == 0
+
+
+def test_dead_space_in_ram_is_used_before_the_disk() -> None:
+    todo = movers.plan(snapshot(limit=50, free=1), 0, 10)
+    assert todo.clean_ram and todo.spill == 0
+    assert movers.plan(snapshot(limit=50, free=1, waiting=3), 0, 10).spill == 1
+
+
+def test_clean_segments_are_dropped_before_any_is_written() -> None:
+    todo = movers.plan(snapshot(limit=50, free=0, clean=20), 0, PIECES)
+    assert todo.drop > 0 and todo.spill == 0
+
+
+def test_a_squeeze_gives_back_and_spills_with_all_hands() -> None:
+    todo = movers.plan(snapshot(limit=10, clean=5), 0, PIECES)
+    assert todo.punch and todo.drop == 5 and todo.spill == movers.SPILLERS and todo.populate == 0
+
+
+def test_a_full_disk_is_cleaned() -> None:
+    assert movers.plan(snapshot(disk_free=5), 0, PIECES).clean_disk
+
+
+numbers = st.integers(0, 300)
+
+
+@given(
+    limit=st.integers(6, 300),
+    populated=numbers,
+    free=numbers,
+    dirty=numbers,
+    writing=st.integers(0, 4),
+    clean=numbers,
+    waiting=st.integers(0, 16),
+    spilling=st.integers(0, 4),
+    emptiest=st.integers(0, PIECES),
+)
+def test_a_plan_never_asks_for_more_than_there_is(spilling: int, emptiest: int, **numbers: int) -> None:
+    now = snapshot(**numbers)
+    todo = movers.plan(now, spilling, emptiest)
+    assert 0 <= todo.spill <= min(movers.SPILLERS - spilling, now.dirty)
+    assert 0 <= todo.drop <= now.clean
+    assert todo.populate >= 0 and now.populated + todo.populate <= max(now.limit, now.populated)
+    assert not (todo.populate and (todo.drop or todo.spill))
+
+
+@given(limit=st.integers(6, 300), dirty=st.integers(1, 300), clean=numbers, emptiest=st.integers(0, PIECES))
+def test_over_the_limit_something_always_happens(limit: int, dirty: int, clean: int, emptiest: int) -> None:
+    now = snapshot(limit=limit, populated=limit + 5, free=0, dirty=dirty, clean=clean)
+    todo = movers.plan(now, 0, emptiest)
+    assert todo.spill or todo.drop or todo.punch or todo.clean_ram
+
+
+@pytest.mark.parametrize("limit", range(6, 40))
+def test_the_wish_for_free_slots_fits_the_limit(limit: int) -> None:
+    todo = movers.plan(snapshot(limit=limit, populated=limit, free=0, dirty=limit - 2), 0, PIECES)
+    assert 1 <= todo.spill <= movers.SPILLERS

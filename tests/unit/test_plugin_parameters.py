@@ -1,0 +1,36 @@
+"""The plugin's key=value parameters."""
+
+import pathlib
+
+import pytest
+from swaptide.cache import engine
+from swaptide.cache.errors import UsageError
+from swaptide.nbdkit_plugin import parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4096", 4096), ("512M", 512 << 20), ("4G", 4 << 30), ("1t", 1 << 40), ("8KiB", 8192)]
+)
+def test_sizes_are_powers_of_1024(text: str, value: int) -> None:
+    assert parameters.parse_size("size", text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4X", "1.5G", "M", "0x10", "4 G", "９M9"])
+def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match="size="):
+        parameters.parse_size("size", text)
+
+
+def test_every_parameter_reaches_its_field() -> None:
+    settings = engine.Settings()
+    given = {"size": "1G", "ram": "256M", "floor": "64M", "name": "g1", "swap-label": "L", "force": "yes"}
+    for key, value in {**given, "compress": "lz4", "state": "/dev/shm/s", "spill": "/var/tmp/s"}.items():
+        settings = parameters.apply(settings, key, value)
+    assert settings == engine.Settings(
+        1 << 30, 256 << 20, 64 << 20, "g1", pathlib.Path("/dev/shm/s"), pathlib.Path("/var/tmp/s"), "L", True
+    )
+
+
+def test_unknown_parameters_are_named() -> None:
+    with pytest.raises(UsageError, match="unknown parameter sise=1G"):
+        parameters.apply(engine.Settings(), "sise", "1G")

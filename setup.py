@@ -24,7 +24,11 @@ def extensions() -> list[Extension]:
             extra_compile_args=FLAGS,
             extra_link_args=LINK,
             include_dirs=["cache", "nbdkit_plugin"],
-            depends=[str(p.relative_to(root)) for room in ("cache", "nbdkit_plugin") for p in (root / room).glob("*.h")],
+            depends=[
+                str(p.relative_to(root))
+                for room in ("cache", "nbdkit_plugin")
+                for p in (root / room).glob("*.h")
+            ],
         )
         for path in sources
     ]

@@ -83,7 +83,9 @@ class Engine:
     @classmethod
     def _create(cls, settings: Settings) -> "Engine":
         limits = check_limits(settings)
-        first_page = swaplabel.header(settings.size_bytes or 0, settings.swap_label) if settings.swap_label else None
+        first_page = (
+            swaplabel.header(settings.size_bytes or 0, settings.swap_label) if settings.swap_label else None
+        )
         state = statefile.create(settings.state, settings.size_bytes or 0, settings.name, limits)
         try:
             spill = cls._make_spill(settings, state)
@@ -160,7 +162,9 @@ class Engine:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
             self._main = asyncio.current_task()
-            self._governor = governor = Governor(self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes)
+            self._governor = governor = Governor(
+                self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes
+            )
             movers = Movers(moves, self._segments, self._kick_fd)
             ready.set()
             async with asyncio.TaskGroup() as tasks:

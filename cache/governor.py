@@ -10,10 +10,10 @@ import pathlib
 from typing import Final
 
 from swaptide.cache import geometry, layout, memory
+from swaptide.cache.inotify import watch_modify
+from swaptide.cache.mapping import Mapping
 from swaptide.cache.movers import Movers
 from swaptide.cache.segments import Segments
-from swaptide.cache.mapping import Mapping
-from swaptide.cache.inotify import watch_modify
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,15 @@ REQUEST_BUFFERS_BYTES: Final = 16 * geometry.MAX_REQUEST_BYTES
 
 _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
 _COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
-_ACTIVITY = ("reads", "writes", "trims", "zeroes", "spill_written_bytes", "spill_read_bytes", "cleaned_segments")
+_ACTIVITY = (
+    "reads",
+    "writes",
+    "trims",
+    "zeroes",
+    "spill_written_bytes",
+    "spill_read_bytes",
+    "cleaned_segments",
+)
 
 
 class Governor:
@@ -89,10 +97,9 @@ class Governor:
     def _notified(self, fd: int) -> None:
         os.read(fd, 65536)
         # The movers' own punches notify as well; only a changed control word is news.
-        if (
-            self._control("target_bytes") != self._counter("target_seen_bytes")
-            or self._control("publish_request") != self._counter("publish_answer")
-        ):
+        if self._control("target_bytes") != self._counter("target_seen_bytes") or self._control(
+            "publish_request"
+        ) != self._counter("publish_answer"):
             self._changed.set()
 
     def _publish(self, movers: Movers) -> None:

@@ -193,7 +193,9 @@ class Movers:
 
     async def _store_failed(self, code: int) -> None:
         if not self.degraded:
-            log.error("spill write failed error=%s; segments stay in RAM and are tried again", os.strerror(code))
+            log.error(
+                "spill write failed error=%s; segments stay in RAM and are tried again", os.strerror(code)
+            )
             self.degraded = True
         await asyncio.sleep(BACK_OFF_SECONDS)
 
@@ -232,7 +234,9 @@ class Movers:
             if result == 0:
                 await asyncio.sleep(BACK_OFF_SECONDS / 10)
             elif result < 0:
-                log.error("segment cannot be read back error=%s; its pages are I/O errors", os.strerror(-result))
+                log.error(
+                    "segment cannot be read back error=%s; its pages are I/O errors", os.strerror(-result)
+                )
         finally:
             self._cleaning = False
 

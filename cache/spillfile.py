@@ -88,7 +88,9 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise SetupError(f"spill={path}: {error.strerror}; it holds pages of this disk, put it back") from error
+        raise SetupError(
+            f"spill={path}: {error.strerror}; it holds pages of this disk, put it back"
+        ) from error
     try:
         _lock(fd, path)
         header = _parse(os.pread(fd, _HEADER.size, 0))
@@ -234,7 +236,9 @@ def _check_ours(fd: int, path: pathlib.Path, disk_id: str, force: bool) -> None:
         if not _is_blank(fd):
             raise UsageError(f"spill={path}: holds something that is not swaptide's; empty it, or use force")
     elif header.disk_id != disk_id and not _is_garbage(header):
-        raise UsageError(f"spill={path}: belongs to the disk {header.disk_id}; remove that disk, or use force")
+        raise UsageError(
+            f"spill={path}: belongs to the disk {header.disk_id}; remove that disk, or use force"
+        )
 
 
 def _is_blank(fd: int) -> bool:
@@ -251,12 +255,16 @@ def _reserve(fd: int, needed: int, path: pathlib.Path | None) -> None:
     if stat.S_ISBLK(os.fstat(fd).st_mode):
         size = os.lseek(fd, 0, os.SEEK_END)
         if size < needed:
-            raise SetupError(f"{where}: {size} bytes, {needed} are needed; choose a larger device or a smaller disk")
+            raise SetupError(
+                f"{where}: {size} bytes, {needed} are needed; choose a larger device or a smaller disk"
+            )
         return
     space = os.fstatvfs(fd)
     free = space.f_bavail * space.f_frsize + os.fstat(fd).st_blocks * 512
     if free < needed:
-        raise SetupError(f"{where}: {needed} bytes are needed, {free} are free; free some or choose another path")
+        raise SetupError(
+            f"{where}: {needed} bytes are needed, {free} are free; free some or choose another path"
+        )
     try:
         os.ftruncate(fd, needed)
         os.posix_fallocate(fd, 0, needed)

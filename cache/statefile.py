@@ -83,7 +83,9 @@ def reopen(path: pathlib.Path) -> StateFile:
         shape = geometry.of_size(identity.size_bytes)
         # Its length may have been cut: a load behind the end of the file would be SIGBUS.
         if os.fstat(fd).st_size != shape.state_bytes:
-            raise SetupError(f"state={path}: {os.fstat(fd).st_size} bytes, {shape.state_bytes} expected; truncated?")
+            raise SetupError(
+                f"state={path}: {os.fstat(fd).st_size} bytes, {shape.state_bytes} expected; truncated?"
+            )
         return StateFile(fd, path, identity, shape, Mapping(fd, shape, False), False)
     except BaseException:
         os.close(fd)
@@ -126,7 +128,11 @@ def _lock(fd: int, path: pathlib.Path) -> None:
 def _warn_unless_tmpfs(fd: int, path: pathlib.Path) -> None:
     kind = _file_system_of(path)
     if kind not in ("tmpfs", "ramfs"):
-        log.warning("state=%s is on %s, not on tmpfs: guest pages will reach that disk, and capping is not exact", path, kind)
+        log.warning(
+            "state=%s is on %s, not on tmpfs: guest pages will reach that disk, and capping is not exact",
+            path,
+            kind,
+        )
 
 
 def _file_system_of(path: pathlib.Path) -> str:

@@ -41,7 +41,9 @@ def _path(key: str, text: str) -> pathlib.Path:
 
 def _name(key: str, text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise UsageError(f"{key}={text}: use letters, digits, '.', '_' and '-', at most 64, not first '.' or '-'")
+        raise UsageError(
+            f"{key}={text}: use letters, digits, '.', '_' and '-', at most 64, not first '.' or '-'"
+        )
     return text
 
 

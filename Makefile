@@ -1,0 +1,65 @@
+# Everything a developer or a newcomer runs.  Each target sets up what it needs first (.ci/setup, quick when nothing changed).
+
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+ROOMS := cache nbdkit_plugin balloon host
+SOURCES := src/swaptide tests stubs $(wildcard vm-images/*.py)
+
+# The rooms are importable as swaptide.* only: a bare `import cache` has to fail.
+export PYTHONSAFEPATH := 1
+
+# What `make test` has to run and pass at least, so that skipping cannot look like success.  Raise it with the tests.
+MIN_TESTS := 200
+# More arguments for pytest: make test ARGS="-k layout -x"  (the minimum does not hold then).
+ARGS :=
+# How guests run: make vm-test ACCEL=kvm|tcg; otherwise found out by booting one.
+ifdef ACCEL
+export ACCEL
+endif
+
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install what is missing (Debian packages, .venv), compile the core, build the guest image
+	@.ci/setup
+
+.PHONY: run
+run: setup ## watch a guest swap while its cache is squeezed and opened again (ACCEL=kvm|tcg)
+	@$(PYTHON) tests/vm/run.py
+
+.PHONY: test
+test: setup ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long" --session-timeout=2100 $(ARGS)
+
+.PHONY: vm-test
+vm-test: setup ## every guest scenario (ACCEL=kvm|tcg)
+	@$(PYTEST) tests/vm $(ARGS)
+
+.PHONY: test-long
+test-long: setup ## the tests that take minutes, without guests
+	@$(PYTEST) -m "long and not guest" $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff, mypy strict, cython-lint
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy $(SOURCES)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint $(wildcard $(ROOMS:=/*.pyx) $(ROOMS:=/*.pxd))
+
+.PHONY: format
+format: setup ## let ruff format the Python files
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+.PHONY: clean
+clean: ## remove build products; .venv and the guest image stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(ROOMS:=/*.so)
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## remove .venv and the guest image as well
+	rm -rf .venv .cache src/*.egg-info

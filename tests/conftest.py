@@ -1,0 +1,35 @@
+"""What holds for the whole test run: a run that skipped its way to success is a failure.
+
+SWAPTIDE_MIN_TESTS (set by `make test`) is the least number of tests that have to pass.
+"""
+
+import os
+
+import pytest
+
+
+class Minimum:
+    """Counts the tests that passed; fails the session when they are fewer than `wanted`."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.passed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed += report.when == "call" and report.passed
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.passed < self.wanted and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.passed < self.wanted:
+            terminalreporter.write_line(
+                f"FAILED: {self.passed} passed, at least {self.wanted} have to", red=True
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = int(os.environ.get("SWAPTIDE_MIN_TESTS") or 0)
+    if wanted and not config.option.collectonly:
+        config.pluginmanager.register(Minimum(wanted), "swaptide-minimum")

@@ -38,7 +38,14 @@ class Driver:
     """
 
     def __init__(
-        self, uri: str, size: int, seed: int, *, connections: int = 2, depth: int = 16, biggest: int = MAX_REQUEST
+        self,
+        uri: str,
+        size: int,
+        seed: int,
+        *,
+        connections: int = 2,
+        depth: int = 16,
+        biggest: int = MAX_REQUEST,
     ) -> None:
         self.random = random.Random(seed)
         self.size = size

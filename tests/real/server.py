@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from swaptide.cache import face
 
 PLUGIN = pathlib.Path(face.__file__).parents[1] / "nbdkit_plugin" / "plugin.py"
@@ -54,7 +55,9 @@ class Server:
         """Start and wait until it serves; fails with nbdkit's own words."""
         self.socket.unlink(missing_ok=True)
         with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=bare_environment())
+            self.process = subprocess.Popen(
+                self.command(), stdout=output, stderr=output, env=bare_environment()
+            )
         deadline = time.monotonic() + START_SECONDS
         while not self._is_up():
             if self.process.poll() is not None:
@@ -94,7 +97,9 @@ class Server:
 @contextlib.contextmanager
 def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str) -> Iterator[Server]:
     """A running server with these plugin parameters (`swap_label` means swap-label), ended and cleaned up after."""
-    server = Server(directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state)
+    server = Server(
+        directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state
+    )
     try:
         server.start()
         yield server
@@ -138,5 +143,7 @@ def wait_until_holds(disk: face.StateFace, target_bytes: int, seconds: float = 6
     deadline = time.monotonic() + seconds
     while disk.ram_bytes() > target_bytes:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{disk.ram_bytes()} bytes in use, target {target_bytes}: {dict(disk.counters())}")
+            raise TimeoutError(
+                f"{disk.ram_bytes()} bytes in use, target {target_bytes}: {dict(disk.counters())}"
+            )
         time.sleep(0.005)

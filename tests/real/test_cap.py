@@ -9,8 +9,8 @@ import time
 
 import nbd
 import pytest
-from swaptide.cache import geometry
 
+from swaptide.cache import geometry
 from tests.real import driver, server
 
 PAGE = 4096
@@ -112,7 +112,9 @@ def test_a_squeeze_only_falls_and_then_holds(tmp_path: pathlib.Path) -> None:
             held = time.monotonic()
             loaded.join()
             falling = [v for at, v in sampler.samples if started + 0.02 <= at < held]
-            assert all(later <= earlier + SEGMENT for earlier, later in zip(falling, falling[1:], strict=False))
+            assert all(
+                later <= earlier + SEGMENT for earlier, later in zip(falling, falling[1:], strict=False)
+            )
             load.run(2_000)
             load.check_all()
             load.close()
@@ -282,8 +284,37 @@ def test_worst_case_goes_on_for_ever(tmp_path: pathlib.Path, seconds: int) -> No
         assert max(sampler.since(0)) <= FLOOR + SEGMENT
         with disk.face() as face:
             counters = server.fresh_counters(face)
-        print("writes by tenth:", done, "cleaned:", counters["cleaned_segments"], "stalls:", counters["stalls"])
+        print(
+            "writes by tenth:", done, "cleaned:", counters["cleaned_segments"], "stalls:", counters["stalls"]
+        )
         assert counters["cleaned_segments"] > 0
         assert read_all(disk.uri) == model
 
 
+def test_damage_on_disk_is_an_error_for_its_pages_and_never_a_wrong_byte(tmp_path: pathlib.Path) -> None:
+    """Flipped, stale and misplaced sectors in the spill file."""
+    spill = tmp_path / "spill"
+    with server.serving(tmp_path, size=str(SIZE), ram=str(FLOOR), spill=str(spill)) as disk:
+        model = fill(disk.uri, SIZE)
+        with open(spill, "r+b") as file:
+            slots = [geometry.SPILL_HEADER_BYTES + n * SEGMENT for n in range(10)]
+            file.seek(slots[1] + 5 * 4112 + 100)
+            file.write(b"\xa5" * 16)  # one flipped piece
+            file.seek(slots[3])
+            other = file.read(SEGMENT)
+            file.seek(slots[4])
+            file.write(other)  # a whole segment that belongs elsewhere
+        handle = nbd.NBD()
+        handle.connect_uri(disk.uri)
+        failed = 0
+        for at in range(0, SIZE, PAGE):
+            try:
+                assert handle.pread(PAGE, at) == model[at : at + PAGE]
+            except nbd.Error as error:
+                assert error.errno == "EIO"
+                failed += 1
+        handle.shutdown()
+        # At most the one flipped piece and one segment; some of it may have been in RAM or dead.
+        assert 0 < failed <= 1 + geometry.PIECES_PER_SEGMENT
+        with disk.face() as face:
+            assert server.fresh_counters(face)["spill_read_errors"] >= failed

@@ -59,7 +59,7 @@ def store() -> Iterator[Frozen]:
 
 @pytest.fixture
 def daemon(store: Frozen) -> Iterator[daemons.Daemon]:
-    with daemons.serving(store.image.parent) as running:
+    with daemons.serving(store.image.parent, state_dir=str(store.path / "state")) as running:
         try:
             yield running
         finally:
@@ -79,7 +79,7 @@ def fill(report: dict[str, str]) -> nbd.NBD:
 
 
 def test_nobody_waits_for_it(store: Frozen, daemon: daemons.Daemon) -> None:
-    report = daemon.add("g1", "--spill", str(store.path / "g1.spill"))
+    report = daemon.add()
     daemon.add("g2")
     store.freeze(True)
     client = fill(report)
@@ -88,8 +88,9 @@ def test_nobody_waits_for_it(store: Frozen, daemon: daemons.Daemon) -> None:
     assert {disk["name"] for disk in json.loads(daemon.ok("disk", "ls", "--json"))} == {"g1", "g2"}
     assert time.monotonic() - begin < 3
     assert daemon.show()["ram_bytes"] <= 32 * MIB
-    daemon.ok("disk", "rm", "g1", "--force")
+    done = daemon.run("disk", "rm", "g1", "--force")
     assert time.monotonic() - begin < 12
+    assert done.returncode == 1 and "state directory" in done.stderr, "the definition cannot be removed"
     daemon.ok("disk", "set", "g2", "--ram", "24M")
     assert "g1" not in daemon.ok("disk", "ls")
     store.freeze(False)
@@ -99,7 +100,7 @@ def test_nobody_waits_for_it(store: Frozen, daemon: daemons.Daemon) -> None:
 
 
 def test_clearing_gives_up_and_can_be_followed_by_removal(store: Frozen, daemon: daemons.Daemon) -> None:
-    report = daemon.add("g1", "--spill", str(store.path / "g1.spill"))
+    report = daemon.add()
     store.freeze(True)
     clearing = subprocess.Popen(
         [*daemons.COMMAND, "disk", "clear", "g1", "--run-dir", str(daemon.run_dir)],
@@ -110,7 +111,8 @@ def test_clearing_gives_up_and_can_be_followed_by_removal(store: Frozen, daemon:
     begin = time.monotonic()
     done = daemon.run("disk", "rm", "g1")
     assert done.returncode == 1 and "being cleared" in done.stderr
-    daemon.ok("disk", "rm", "g1", "--force")
+    daemon.run("disk", "rm", "g1", "--force")
     assert time.monotonic() - begin < 12
+    assert "g1" not in daemon.ok("disk", "ls")
     _, stderr = clearing.communicate(timeout=20)
     assert clearing.returncode == 1 and stderr.startswith("swaptide: ") and stderr.count("\n") == 1

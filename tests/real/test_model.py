@@ -4,8 +4,8 @@ import pathlib
 import random
 
 import pytest
-from swaptide.cache import geometry
 
+from swaptide.cache import geometry
 from tests.real import driver, server
 
 SIZE = 96 << 20
@@ -49,7 +49,9 @@ def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, seed: int) -> N
 def test_state_is_taken_over_after_a_clean_end_and_after_a_kill(tmp_path: pathlib.Path) -> None:
     import signal
 
-    with server.serving(tmp_path, size=str(SIZE), ram=str(FLOOR + (16 << 20)), spill=str(tmp_path / "spill")) as disk:
+    with server.serving(
+        tmp_path, size=str(SIZE), ram=str(FLOOR + (16 << 20)), spill=str(tmp_path / "spill")
+    ) as disk:
         load = driver.Driver(disk.uri, SIZE, seed=4, connections=1)
         for how in (signal.SIGTERM, signal.SIGKILL):
             load.run(4_000)

@@ -7,8 +7,8 @@ import threading
 
 import nbd
 import pytest
-from swaptide.cache import geometry
 
+from swaptide.cache import geometry
 from tests.real import server
 
 PAGE = 4096
@@ -88,7 +88,9 @@ def test_what_is_advertised(disk: server.Server) -> None:
     handle = connect(disk)
     assert handle.get_size() == SIZE
     assert handle.can_multi_conn() and handle.can_trim() and handle.can_zero() and handle.can_fast_zero()
-    assert handle.can_flush() and handle.can_fua() and not handle.is_rotational() and not handle.is_read_only()
+    assert (
+        handle.can_flush() and handle.can_fua() and not handle.is_rotational() and not handle.is_read_only()
+    )
     assert handle.get_block_size(nbd.SIZE_PREFERRED) == PAGE
     assert handle.get_block_size(nbd.SIZE_MAXIMUM) == geometry.MAX_REQUEST_BYTES
     handle.pwrite(b"x" * 512, 512, flags=nbd.CMD_FLAG_FUA)
@@ -206,7 +208,13 @@ def test_fio_verifies(tmp_path: pathlib.Path, ram: str) -> None:
         for rw, block in (("write", "128k"), ("randwrite", "4k"), ("randwrite", "512-20k")):
             command = ["fio", "--name=verify", "--ioengine=nbd", f"--uri={disk.uri}", f"--rw={rw}"]
             command += ["--bsrange=" + block] if "-" in block else ["--bs=" + block]
-            command += ["--iodepth=16", f"--size={SIZE}", "--verify=crc32c", "--verify_fatal=1", "--randrepeat=0"]
+            command += [
+                "--iodepth=16",
+                f"--size={SIZE}",
+                "--verify=crc32c",
+                "--verify_fatal=1",
+                "--randrepeat=0",
+            ]
             command += ["--verify_state_save=0"]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -6,8 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from swaptide.cache import face, geometry, spillfile
 
+from swaptide.cache import face, geometry, spillfile
 from tests.real import server
 
 SIZE = 64 << 20
@@ -77,7 +77,9 @@ def test_a_spill_file_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     with server.serving(tmp_path, size=str(SIZE), ram="64M", spill=str(tmp_path / "spill")) as disk:
         other = tmp_path / "other"
         other.mkdir()
-        assert "in use by another disk" in start_fails(other, "size=64M", "ram=64M", f"spill={tmp_path / 'spill'}")
+        assert "in use by another disk" in start_fails(
+            other, "size=64M", "ram=64M", f"spill={tmp_path / 'spill'}"
+        )
         assert "another process serves" in start_fails(
             other, f"state={disk.state}", f"size={SIZE}", "ram=64M", f"spill={tmp_path / 'spill'}"
         )
@@ -146,9 +148,13 @@ def test_swap_label_is_a_swap_area(tmp_path: pathlib.Path) -> None:
     if not os.path.exists(blkid):
         pytest.skip("blkid is missing (Debian package util-linux)")
     image = tmp_path / "image"
-    with server.serving(tmp_path, size=str(SIZE), ram="64M", swap_label="tide0", spill=str(tmp_path / "s")) as disk:
+    with server.serving(
+        tmp_path, size=str(SIZE), ram="64M", swap_label="tide0", spill=str(tmp_path / "s")
+    ) as disk:
         subprocess.run(["nbdcopy", disk.uri, str(image)], check=True)
-    done = subprocess.run([blkid, "-p", "-o", "export", str(image)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [blkid, "-p", "-o", "export", str(image)], capture_output=True, text=True, check=True
+    )
     assert "TYPE=swap" in done.stdout and "LABEL=tide0" in done.stdout and "VERSION=1" in done.stdout
 
 

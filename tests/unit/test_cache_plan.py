@@ -11,7 +11,16 @@ PIECES = geometry.PIECES_PER_SEGMENT
 def snapshot(**changes: int) -> movers.Snapshot:
     """A disk at rest in the middle of its limits."""
     rest = movers.Snapshot(
-        limit=100, populated=50, free=10, to_punch=0, dirty=38, writing=0, clean=0, disk_free=150, disk_slots=200, waiting=0
+        limit=100,
+        populated=50,
+        free=10,
+        to_punch=0,
+        dirty=38,
+        writing=0,
+        clean=0,
+        disk_free=150,
+        disk_slots=200,
+        waiting=0,
     )
     return rest._replace(**changes)
 

@@ -1,0 +1,258 @@
+"""The `swaptide` command.  Imports what a call needs only when it is made, to be quick on the prompt.
+
+Errors are one line on stderr: exit status 1, or 2 for a command line that makes no sense.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from swaptide.cache.errors import SwaptideError, UsageError
+
+_INTERRUPTED = 130
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    from swaptide.host import sizes
+
+    try:
+        return None if value is None else sizes.parse(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _chosen_run_dir(ctx: click.Context, param: click.Parameter, value: str | None) -> pathlib.Path | None:
+    from swaptide.host import paths
+
+    return None if value is None else paths.absolute(value)
+
+
+_run_dir = click.option(
+    "--run-dir",
+    envvar="SWAPTIDE_RUN_DIR",
+    callback=_chosen_run_dir,
+    metavar="DIR",
+    help="Directory of the daemon's sockets [default: SWAPTIDE_RUN_DIR, else /run/swaptide for root].",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WEIGHT = click.IntRange(1, 10000)
+
+
+def _size_option(flag: str, **more: Any) -> Callable[[Any], Any]:
+    name = flag.removeprefix("--") + "_bytes"
+    return click.option(flag, name, callback=_size, metavar="SIZE", **more)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="swaptide", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Swap disks for KVM guests that live in host RAM and ebb to disk when the host needs it back."""
+
+
+@cli.command()
+@_run_dir
+@click.option("--config", "file", type=click.Path(path_type=pathlib.Path), help="TOML configuration.")
+@click.option("--show-config", is_flag=True, help="Print the effective configuration and end.")
+def serve(run_dir: pathlib.Path | None, file: pathlib.Path | None, show_config: bool) -> None:
+    """Run the host daemon in the foreground."""
+    from swaptide.host import config
+
+    chosen = config.load(file, run_dir)
+    if show_config:
+        click.echo(chosen.as_toml(), nl=False)
+        return
+    from swaptide.host import daemon, logs
+
+    logs.to_stderr()
+    daemon.run(chosen)
+
+
+@cli.group()
+def disk() -> None:
+    """Make, look at, change and remove disks."""
+
+
+@disk.command()
+@click.argument("name")
+@_size_option("--size", required=True, help="Size of the disk, such as 4G.")
+@_size_option("--ram", required=True, help="The most host RAM it may use (the cap).")
+@_size_option("--floor", help="RAM it keeps under pressure [default: the least it needs].")
+@click.option("--spill", metavar="PATH", help="File or block device that its cold data goes to.")
+@click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
+@click.option("--compress", type=click.Choice(["lz4", "zstd", "none"]), default="lz4", show_default=True)
+@click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
+@click.option("--force", is_flag=True, help="Take a spill path that holds something else.")
+@_run_dir
+def add(run_dir: pathlib.Path | None, spill: str | None, **given: Any) -> None:
+    """Make a disk and serve it."""
+    from swaptide.host import paths, protocol, sizes
+
+    where = None if spill is None else str(paths.absolute(spill))
+    report = _call(run_dir, protocol.Add(spill=where, **given))
+    click.echo(f"disk {report['name']} serves, id {report['id']}")
+    click.echo(f"reserved {sizes.show(report['reserved_bytes'])} on disk: {report['spill']}")
+    click.echo(f"socket {report['socket']}")
+
+
+@disk.command("ls")
+@_json
+@_run_dir
+def list_disks(run_dir: pathlib.Path | None, as_json: bool) -> None:
+    """List all disks."""
+    from swaptide.host import protocol, render
+
+    reports = _call(run_dir, protocol.List())
+    if as_json:
+        _print_json(reports)
+    else:
+        render.disks(reports)
+
+
+@disk.command()
+@click.argument("name")
+@_json
+@_run_dir
+def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
+    """Show everything about one disk."""
+    from swaptide.host import protocol, render
+
+    report = _call(run_dir, protocol.Show(name))
+    if as_json:
+        _print_json(report)
+    else:
+        render.disk(report)
+
+
+@disk.command("set")
+@click.argument("name")
+@_size_option("--ram", help="The most host RAM it may use (the cap).")
+@_size_option("--floor", help="RAM it keeps under pressure.")
+@click.option("--weight", type=_WEIGHT, help="Share when disks compete for RAM.")
+@_run_dir
+def change(run_dir: pathlib.Path | None, name: str, **given: Any) -> None:
+    """Change a disk's limits, and wait until they hold."""
+    from swaptide.host import protocol, render
+
+    if all(value is None for value in given.values()):
+        raise click.UsageError("nothing to set: give --ram, --floor or --weight")
+    try:
+        with render.squeezing(name) as progress:
+            step = _call(run_dir, protocol.Set(name, **given), progress)
+    except KeyboardInterrupt:
+        click.echo(f"swaptide: interrupted; the new limits of disk {name} stay in force", err=True)
+        sys.exit(_INTERRUPTED)
+    _tell_outcome(name, step)
+
+
+@disk.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even if a client is connected.")
+@_run_dir
+def clear(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
+    """Empty a disk whose guest is gone; it gets a new id."""
+    from swaptide.host import protocol
+
+    report = _call(run_dir, protocol.Clear(name, force))
+    click.echo(f"disk {name} is empty, its new id is {report['id']}")
+
+
+@disk.command("rm")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even if a client is connected.")
+@_run_dir
+def remove(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
+    """Remove a disk and all its files."""
+    from swaptide.host import protocol
+
+    _call(run_dir, protocol.Remove(name, force))
+    click.echo(f"disk {name} removed")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--format", "form", type=click.Choice(["qemu", "libvirt"]), default="qemu", show_default=True)
+@_run_dir
+def snippet(run_dir: pathlib.Path | None, name: str, form: str) -> None:
+    """Print the lines that attach a disk to a guest."""
+    from swaptide.host import protocol
+    from swaptide.host import snippet as lines
+
+    report = _call(run_dir, protocol.Show(name))
+    if report["id"] is None:
+        raise UsageError(f"disk {name} has not started yet; look with `swaptide disk show {name}`")
+    write = lines.qemu if form == "qemu" else lines.libvirt
+    click.echo(write(report["id"], report["socket"]), nl=False)
+
+
+@cli.command("plugin-path")
+@_run_dir
+def plugin_path(run_dir: pathlib.Path | None) -> None:
+    """Print the path of the script for plain nbdkit."""
+    from swaptide.host import paths
+
+    click.echo(paths.plugin())
+
+
+def main() -> NoReturn:
+    """Run the command and exit with its status."""
+    try:
+        status = cli.main(prog_name="swaptide", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.UsageError as error:
+        _end_of_usage(error)
+    except (SwaptideError, OSError, click.ClickException) as error:
+        click.echo(f"swaptide: {_one_line(error)}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_INTERRUPTED)
+
+
+def _end_of_usage(error: click.UsageError) -> NoReturn:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+    else:
+        where = error.ctx.command_path if error.ctx is not None else "swaptide"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"swaptide: {message}; see `{where} --help`", err=True)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    return " ".join(text.split())
+
+
+def _call(run_dir: pathlib.Path | None, request: Any, *progress: Any) -> Any:
+    from swaptide.host import client, paths
+
+    return client.call(run_dir or paths.default_run_dir(), request, *progress)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+def _tell_outcome(name: str, step: dict[str, Any]) -> None:
+    from swaptide.host import sizes
+
+    ram, target = sizes.show(step["ram_bytes"]), sizes.show(step["target_bytes"])
+    seconds = step["elapsed_seconds"]
+    if step["phase"] == "holds":
+        returned = sizes.show(max(0, step["before_bytes"] - step["ram_bytes"]))
+        click.echo(f"disk {name} is within {target} after {seconds:.2f} s, {returned} returned to the host")
+    elif step["phase"] == "late":
+        raise SwaptideError(
+            f"disk {name} still uses {ram} of RAM after {seconds:.0f} s; the limit {target} is in force,"
+            " and it goes on towards it as fast as its store allows"
+        )
+    else:
+        raise SwaptideError(f"disk {name} was changed by somebody else meanwhile; it uses {ram} of RAM")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The command's side of the control socket.  Blocking, one connection for each call."""
+
+import pathlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from swaptide.cache.errors import SetupError, SwaptideError
+from swaptide.host import protocol
+
+_decoder = msgspec.json.Decoder(protocol.Reply)
+
+
+def call(
+    run_dir: pathlib.Path,
+    request: protocol.Request,
+    progress: Callable[[dict[str, Any]], None] = lambda step: None,
+) -> Any:
+    """Send `request` to the daemon of `run_dir` and return its result; `progress` gets what comes before.
+
+    Raises the daemon's own error, or SetupError if it does not run or may not be spoken to.
+    """
+    with _connect(run_dir) as connection, connection.makefile("rwb") as lines:
+        lines.write(msgspec.json.encode(request) + b"\n")
+        lines.flush()
+        for line in lines:
+            reply = _decoder.decode(line)
+            if isinstance(reply, protocol.Progress):
+                progress(reply.value)
+            elif isinstance(reply, protocol.Failure):
+                raise protocol.error_of(reply)
+            else:
+                return reply.value
+    raise SwaptideError("the daemon ended before it answered; start it and look with `swaptide disk ls`")
+
+
+def _connect(run_dir: pathlib.Path) -> socket.socket:
+    path = run_dir / "control.sock"
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        connection.close()
+        raise SetupError(
+            f"no daemon answers at {path}; start it with `swaptide serve --run-dir {run_dir}`"
+        ) from error
+    except PermissionError as error:
+        connection.close()
+        raise SetupError(f"permission denied at {path}; run as the user of `swaptide serve`") from error
+    except OSError as error:
+        connection.close()
+        raise SetupError(f"{path} cannot be reached: {error}; check --run-dir") from error
+    return connection

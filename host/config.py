@@ -1,0 +1,96 @@
+"""The daemon's configuration: a TOML file, the command line and defaults, frozen before anything starts.
+
+Read once by `serve`; nothing writes to it afterwards.
+"""
+
+import dataclasses
+import pathlib
+import tomllib
+from typing import Annotated
+
+import msgspec
+
+from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import paths
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    run_dir: str | None = None
+    state_dir: str | None = None
+    memory_dir: str | None = None
+    spill_dir: str | None = None
+    nbdkit: str = "nbdkit"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a daemon runs with.  Directories are absolute.
+
+    `memory_dir` is where state files lie; None means a tmpfs of the daemon's own below the run
+    directory, or /dev/shm where it may not mount one.
+    """
+
+    run_dir: pathlib.Path
+    state_dir: pathlib.Path
+    spill_dir: pathlib.Path
+    memory_dir: pathlib.Path | None
+    nbdkit: str
+    threads: int
+
+    @property
+    def control_socket(self) -> pathlib.Path:
+        """Where the daemon listens for the command."""
+        return self.run_dir / "control.sock"
+
+    @property
+    def definitions_dir(self) -> pathlib.Path:
+        """Where this run directory's disks are remembered."""
+        return self.state_dir / paths.escape(self.run_dir)
+
+    def as_toml(self) -> str:
+        """The effective set, in the form that --config reads."""
+        lines = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                lines.append(f"# {field.name} is not set: a tmpfs of the daemon's own, else /dev/shm")
+            elif isinstance(value, int):
+                lines.append(f"{field.name} = {value}")
+            else:
+                # A JSON string is a TOML basic string.
+                lines.append(f"{field.name} = {msgspec.json.encode(str(value)).decode()}")
+        return "\n".join(lines) + "\n"
+
+
+def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
+    """The configuration of `file`, with `run_dir` of the command line over it.
+
+    Raises SetupError if the file cannot be read, UsageError if it is no TOML or has a bad key.
+    """
+    chosen = _read(file) if file is not None else _File()
+    state_dir = _directory(chosen.state_dir) or paths.default_state_dir()
+    return Config(
+        run_dir=run_dir or _directory(chosen.run_dir) or paths.default_run_dir(),
+        state_dir=state_dir,
+        spill_dir=_directory(chosen.spill_dir) or state_dir,
+        memory_dir=_directory(chosen.memory_dir),
+        nbdkit=chosen.nbdkit,
+        threads=chosen.threads,
+    )
+
+
+def _directory(text: str | None) -> pathlib.Path | None:
+    return None if text is None else paths.absolute(text)
+
+
+def _read(file: pathlib.Path) -> _File:
+    known = ", ".join(field.name for field in msgspec.structs.fields(_File))
+    try:
+        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File)
+    except OSError as error:
+        raise SetupError(f"configuration {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration {file} is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise UsageError(f"configuration {file}: {error}; the keys are {known}") from error

@@ -1,0 +1,98 @@
+"""The control socket: takes calls of the command and answers them, on the daemon's loop.
+
+A call goes on if its client vanishes, since half of a change is worse than all of it; the daemon's end
+cancels it.
+"""
+
+import asyncio
+import logging
+import socket
+
+import msgspec
+
+from swaptide.cache.errors import SwaptideError
+from swaptide.host import disks, listener, protocol
+from swaptide.host.config import Config
+
+log = logging.getLogger(__name__)
+
+_REQUEST_SECONDS = 10.0
+_decoder = msgspec.json.Decoder(protocol.Request)
+
+
+class Control:
+    """The server on the control socket."""
+
+    def __init__(self, chosen: Config, served: disks.Disks) -> None:
+        self._path = chosen.control_socket
+        self._disks = served
+        self._calls: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to answer; raises SetupError if the socket cannot be made."""
+        listener.check(self._path)
+        self._socket = listener.bind(self._path)
+        self._server = await asyncio.start_unix_server(
+            self._answer, sock=self._socket, limit=protocol.LINE_LIMIT_BYTES
+        )
+
+    async def close(self) -> None:
+        """Stop answering, and cancel the calls that are under way."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                line = await reader.readline()
+            _send(writer, await self._reply(line, writer))
+            await writer.drain()
+        except (TimeoutError, ConnectionError, ValueError):
+            log.debug("client left")
+        finally:
+            self._calls.discard(task)
+            writer.close()
+
+    async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> protocol.Reply:
+        try:
+            return protocol.Result(await self._call(_decoder.decode(line), writer))
+        except msgspec.MsgspecError as error:
+            return protocol.Failure("usage", f"request not understood: {error}")
+        except SwaptideError as error:
+            return protocol.failure_of(error)
+        except OSError as error:
+            log.exception("call failed")
+            return protocol.Failure("setup", f"{error.filename or 'the daemon'}: {error.strerror or error}")
+        except Exception as error:
+            log.exception("call failed")
+            return protocol.Failure("error", f"internal error {error!r}; see the daemon's log")
+
+    async def _call(self, request: protocol.Request, writer: asyncio.StreamWriter) -> object:
+        match request:
+            case protocol.Add():
+                return await self._disks.add(request)
+            case protocol.List():
+                return await self._disks.all()
+            case protocol.Show(name):
+                return await self._disks.show(name)
+            case protocol.Set():
+                return await self._disks.set(request, lambda step: _send(writer, protocol.Progress(step)))
+            case protocol.Clear():
+                return await self._disks.clear(request)
+            case protocol.Remove():
+                await self._disks.remove(request)
+                return None
+
+
+def _send(writer: asyncio.StreamWriter, reply: protocol.Reply) -> None:
+    if not writer.is_closing():
+        writer.write(msgspec.json.encode(reply) + b"\n")

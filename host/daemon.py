@@ -1,0 +1,118 @@
+"""The host daemon: takes its run directory, brings its disks up, answers the command until it is told to end.
+
+It owns the asyncio loop that everything in host/ runs on, and is never in the data path.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import signal
+
+from swaptide.cache.errors import BusyError, SetupError
+from swaptide.host import config, control, definitions, disks, launch, memory, spills
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(chosen: config.Config) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP.
+
+    Raises SetupError if the host lacks something, BusyError if another daemon has the run directory.
+    """
+    launch.require(chosen.nbdkit)
+    _keep_descriptors()
+    made = [path for path in (chosen.run_dir, chosen.state_dir, chosen.spill_dir) if not path.is_dir()]
+    _make(chosen.run_dir, 0o755)
+    lock = _lock(chosen.run_dir / "daemon.lock")
+    try:
+        if _run_locked(chosen):
+            # Before the lock is let go, so that nobody gets hold of a file that is about to vanish.
+            (chosen.run_dir / "daemon.lock").unlink(missing_ok=True)
+            _remove_empty(made)
+    finally:
+        os.close(lock)
+
+
+def _run_locked(chosen: config.Config) -> bool:
+    """Serve; returns whether no disk is left."""
+    store = definitions.Store(chosen.definitions_dir)
+    _make(chosen.spill_dir, 0o700)
+    for directory in memory.collect_orphans():
+        log.info("orphan memory removed directory=%s", directory)
+    place = memory.prepare(chosen)
+    served = disks.Disks(chosen, place.directory, store)
+    try:
+        asyncio.run(_serve(chosen, served))
+    finally:
+        empty = not store.names()
+        if empty:
+            memory.release(place)
+            store.close()
+    return empty
+
+
+async def _serve(chosen: config.Config, served: disks.Disks) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ended.set)
+    # Before the disks start: after a reboot their old files hold the space that they need.
+    await spills.collect(chosen.spill_dir)
+    server = control.Control(chosen, served)
+    try:
+        served.start()
+        await server.open()
+        log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
+        await ended.wait()
+    finally:
+        await server.close()
+        await served.leave()
+        log.info("ended run_dir=%s disks_left_serving=%d", chosen.run_dir, len(served))
+
+
+def _keep_descriptors() -> None:
+    """What our starter left open is not for the disks' processes, which outlive us and it."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
+
+
+def _make(directory: pathlib.Path, mode: int) -> None:
+    try:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"directory {directory} cannot be made: {error.strerror};"
+            " run as another user, or choose another one (--run-dir, or the configuration)"
+        ) from error
+
+
+def _lock(path: pathlib.Path) -> int:
+    """Hold the run directory; raises BusyError if another daemon does, SetupError if it cannot be written."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SetupError(f"{path} cannot be opened: {error.strerror}; use another --run-dir") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(fd).st_ino == path.stat().st_ino:
+                return fd
+        except BlockingIOError as error:
+            os.close(fd)
+            raise BusyError(
+                f"another daemon serves {path.parent}; end that one, or choose another --run-dir"
+            ) from error
+        os.close(fd)  # its last owner removed it meanwhile
+
+
+def _remove_empty(directories: list[pathlib.Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()

@@ -1,0 +1,156 @@
+"""The disks a daemon shall serve, remembered across its end: one small JSON file for each.
+
+Owned by the daemon's loop, which never waits long for the directory: it often shares a store with spill
+files, and that may be dead.  Files are replaced whole, so that a crash leaves the old or the new one.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import detached
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+LIMIT_SECONDS = 2.0
+_LABEL_BYTES = 15  # what mkswap leaves of a label: 16 bytes with their NUL
+
+
+class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One disk as it shall be.  Sizes in bytes; paths absolute.
+
+    `disk_id` is the instance that was served last, None before the first start.
+    """
+
+    name: str
+    size_bytes: int
+    cap_bytes: int
+    floor_bytes: int
+    weight: int
+    compress: str
+    swap_label: str | None
+    spill_path: str
+    spill_chosen: bool
+    state_path: str
+    disk_id: str | None = None
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless `name` can name a disk and its files."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"disk name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' and '-',"
+            " not starting with '.' or '-'"
+        )
+
+
+def check_label(label: str) -> None:
+    """Raises UsageError unless `label` fits a swap signature."""
+    if not label or not label.isprintable() or len(label.encode()) > _LABEL_BYTES:
+        raise UsageError(f"swap label {label!r} is not allowed: use 1 to {_LABEL_BYTES} printable bytes")
+
+
+class Store:
+    """The directory of definitions of one run directory."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Makes `directory` with mode 0700; raises SetupError if that is not possible."""
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._latest: dict[str, int] = {}
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(
+                f"state directory {directory} cannot be made: {error.strerror};"
+                " run as another user or set state_dir in the configuration"
+            ) from error
+
+    def load(self) -> list[Definition]:
+        """Every readable definition by name; one that is damaged is left alone and logged."""
+        found = []
+        for path in sorted(self.directory.glob("*.json")):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=Definition))
+            except (OSError, msgspec.MsgspecError) as error:
+                log.error("definition unreadable file=%s error=%r", path, str(error))
+        return found
+
+    def names(self) -> list[str]:
+        """The names of all definitions, damaged ones too."""
+        return sorted(path.stem for path in self.directory.glob("*.json"))
+
+    async def save(self, definition: Definition) -> None:
+        """Write `definition` so that it survives a crash.
+
+        Raises SetupError if the directory refuses, or its store does not answer.
+        """
+        await self._in_order(definition.name, lambda: self._write(definition))
+
+    async def forget(self, name: str) -> None:
+        """Drop a definition; missing is fine.  Raises as `save` does."""
+        await self._in_order(name, lambda: self._remove(name))
+
+    def close(self) -> None:
+        """Remove the directory if nothing is in it."""
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
+    async def _in_order(self, name: str, work: Callable[[], None]) -> None:
+        """Run `work` off the loop; one that a dead store held up does not undo a later one."""
+        order = self._latest[name] = self._latest.get(name, 0) + 1
+
+        def body() -> None:
+            with self._lock:
+                if self._latest[name] == order:
+                    work()
+
+        try:
+            await detached.call(body, LIMIT_SECONDS)
+        except TimeoutError:
+            raise SetupError(f"state directory {self.directory} does not answer; mend its store") from None
+        except OSError as error:
+            raise SetupError(
+                f"{self._path(name)} cannot be written: {error.strerror}; make room or mend it"
+            ) from error
+
+    def _write(self, definition: Definition) -> None:
+        path = self._path(definition.name)
+        fresh = path.with_suffix(".new")
+        try:
+            with open(fresh, "wb", opener=_private) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(definition)) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise
+        self._sync()
+
+    def _remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+        self._sync()
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.directory / f"{name}.json"
+
+    def _sync(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,250 @@
+"""The disks of a daemon and what can be done with them; one method for each call of the command.
+
+Owned by the daemon's loop.  A disk that is being cleared or removed stays in the table, marked, so that
+its name and files are not taken by another call; nothing here waits for a store without a time limit.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from swaptide.balloon import limits, squeeze
+from swaptide.cache import face
+from swaptide.cache.errors import BusyError, StateError, UsageError
+from swaptide.host import config, definitions, listener, memory, protocol, report, spills, supervisor
+
+log = logging.getLogger(__name__)
+
+_CLEARING = "being cleared"
+_REMOVING = "being removed"
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Disks:
+    """All disks of one run directory."""
+
+    def __init__(self, chosen: config.Config, memory_dir: pathlib.Path, store: definitions.Store) -> None:
+        self._config = chosen
+        self._memory_dir = memory_dir
+        self._store = store
+        self._keepers: dict[str, supervisor.Keeper] = {}
+        self._busy: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._keepers)
+
+    def start(self) -> None:
+        """Adopt or start every disk that is defined."""
+        for definition in self._store.load():
+            keeper = self._keeper(definition)
+            keeper.start()
+
+    async def leave(self) -> None:
+        """Let go of all disks; their processes go on serving."""
+        for keeper in self._keepers.values():
+            await keeper.leave()
+
+    async def add(self, request: protocol.Add) -> report.Report:
+        """Make a disk and wait until it serves.
+
+        Raises UsageError for what cannot be, SetupError with the plugin's reason; nothing is left then.
+        """
+        definition = self._define(request)
+        keeper = self._keeper(definition)
+        try:
+            await self._store.save(definition)
+            keeper.start(force=request.force)
+            await keeper.started()
+        except Exception:
+            if self._keepers.get(request.name) is keeper and request.name not in self._busy:
+                await self._discard(keeper)
+            raise
+        return await report.fresh(keeper)
+
+    async def all(self) -> list[report.Report]:
+        """The reports of all disks, by name."""
+        keepers = [self._keepers[name] for name in sorted(self._keepers)]
+        return list(await asyncio.gather(*map(report.fresh, keepers)))
+
+    async def show(self, name: str) -> report.Report:
+        """The report of one disk."""
+        return await report.fresh(self._find(name))
+
+    async def set(self, request: protocol.Set, tell: Tell) -> dict[str, Any]:
+        """Change a disk's limits, tell of the way there, and return the last step (see balloon.squeeze).
+
+        Raises UsageError if the limits contradict each other.
+        """
+        keeper = self._available(request.name)
+        old = keeper.definition
+        cap = old.cap_bytes if request.ram_bytes is None else request.ram_bytes
+        floor = old.floor_bytes if request.floor_bytes is None else request.floor_bytes
+        wanted = limits.check(old.size_bytes, cap, floor)
+        weight = old.weight if request.weight is None else request.weight
+        changed = msgspec.structs.replace(
+            old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, weight=weight
+        )
+        return await self._follow(keeper, changed, wanted, tell)
+
+    async def clear(self, request: protocol.Clear) -> report.Report:
+        """Empty a disk, which comes back as another one; raises BusyError if it is connected."""
+        keeper = self._available(request.name)
+        await self._refuse_connected(keeper, request.force, "cleared")
+        with self._marked(request.name, _CLEARING):
+            await self._drop_contents(keeper)
+            if self._keepers.get(request.name) is not keeper or self._busy.get(request.name) != _CLEARING:
+                raise BusyError(f"disk {request.name} was removed while it was being cleared")
+            blank = msgspec.structs.replace(keeper.definition, disk_id=None)
+            await keeper.update(supervisor.fresh_paths(blank, self._config, self._memory_dir))
+            keeper.start()
+            await keeper.started()
+        return await report.fresh(keeper)
+
+    async def remove(self, request: protocol.Remove) -> None:
+        """Remove a disk and all its files; raises BusyError if it is connected."""
+        keeper = self._find(request.name)
+        # A disk that hangs while it is being cleared can still be removed by force.
+        if self._busy.get(request.name) != _CLEARING or not request.force:
+            self._available(request.name)
+        await self._refuse_connected(keeper, request.force, "removed")
+        await self._discard(keeper)
+        log.info("disk removed name=%s", request.name)
+
+    def _define(self, request: protocol.Add) -> definitions.Definition:
+        definitions.check_name(request.name)
+        if request.swap_label is not None:
+            definitions.check_label(request.swap_label)
+        if request.name in self._keepers:
+            raise UsageError(
+                f"disk {request.name} exists; choose another name, or remove it with"
+                f" `swaptide disk rm {request.name}`"
+            )
+        checked = limits.check(request.size_bytes, request.ram_bytes, request.floor_bytes)
+        definition = supervisor.fresh_paths(
+            definitions.Definition(
+                name=request.name,
+                size_bytes=request.size_bytes,
+                cap_bytes=checked.cap_bytes,
+                floor_bytes=checked.floor_bytes,
+                weight=request.weight,
+                compress=request.compress,
+                swap_label=request.swap_label,
+                spill_path=request.spill or "",
+                spill_chosen=request.spill is not None,
+                state_path="",
+            ),
+            self._config,
+            self._memory_dir,
+        )
+        listener.check(self._config.run_dir / f"{request.name}.sock")
+        self._make_room(pathlib.Path(definition.state_path), request.force)
+        return definition
+
+    def _make_room(self, state: pathlib.Path, force: bool) -> None:
+        """A state file without a definition may be a disk that somebody still wants."""
+        if not state.exists():
+            return
+        if memory.is_locked(state):
+            raise BusyError(f"{state} is in use by a process that this daemon does not know; end that one")
+        if not force:
+            raise UsageError(f"{state} holds a disk that is not defined; use --force to drop it")
+        state.unlink()
+
+    def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
+        keeper = supervisor.Keeper(self._config, self._memory_dir, definition, self._store.save)
+        self._keepers[definition.name] = keeper
+        return keeper
+
+    def _find(self, name: str) -> supervisor.Keeper:
+        if name not in self._keepers:
+            known = ", ".join(sorted(self._keepers)) or "none"
+            raise UsageError(f"there is no disk {name!r}; the disks are: {known}")
+        return self._keepers[name]
+
+    def _available(self, name: str) -> supervisor.Keeper:
+        keeper = self._find(name)
+        if name in self._busy:
+            raise BusyError(f"disk {name} is {self._busy[name]}; try again when that is done")
+        return keeper
+
+    async def _refuse_connected(self, keeper: supervisor.Keeper, force: bool, what: str) -> None:
+        if force:
+            return
+        await report.refresh(keeper)
+        clients = report.connections(keeper)
+        if clients:
+            raise BusyError(
+                f"disk {keeper.definition.name} is not {what}: {clients} client(s) connected;"
+                " detach it from its guest, or use --force"
+            )
+
+    async def _follow(
+        self, keeper: supervisor.Keeper, changed: definitions.Definition, wanted: face.Limits, tell: Tell
+    ) -> dict[str, Any]:
+        name = changed.name
+        await report.refresh(keeper)
+        # A face of its own: the keeper's is closed when the disk is stopped.
+        with contextlib.ExitStack() as stack:
+            try:
+                state = stack.enter_context(face.StateFace(pathlib.Path(changed.state_path)))
+                before = state.ram_bytes()
+                squeeze.apply(state, wanted)
+            except FileNotFoundError as error:
+                raise BusyError(f"disk {name} does not run; its limits will hold later") from error
+            finally:
+                await keeper.update(changed)
+            if keeper.state is supervisor.State.FAILED:
+                raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
+            last: dict[str, Any] = {}
+            async for step in squeeze.follow(state, wanted.target_bytes, gone=lambda: self._gone(keeper)):
+                last = {**dataclasses.asdict(step), "before_bytes": before}
+                tell(last)
+            return last
+
+    def _gone(self, keeper: supervisor.Keeper) -> bool:
+        name = keeper.definition.name
+        return self._keepers.get(name) is not keeper or name in self._busy
+
+    async def _discard(self, keeper: supervisor.Keeper) -> None:
+        name = keeper.definition.name
+        with self._marked(name, _REMOVING):
+            await self._drop_contents(keeper)
+            keeper.log_path.unlink(missing_ok=True)
+            try:
+                await self._store.forget(name)
+            finally:
+                if self._keepers.get(name) is keeper:
+                    del self._keepers[name]
+
+    async def _drop_contents(self, keeper: supervisor.Keeper) -> None:
+        """Stop the disk and remove its socket, state and spill."""
+        disk_id = keeper.definition.disk_id
+        with contextlib.suppress(StateError, OSError):
+            state = keeper.open_face()
+            disk_id = disk_id if state is None else state.identity.disk_id
+        await keeper.stop()
+        keeper.socket_path.unlink(missing_ok=True)
+        state_path = pathlib.Path(keeper.definition.state_path)
+        state_path.unlink(missing_ok=True)
+        # What a process that was killed while it made its state file has left.
+        for draft in state_path.parent.glob(f".{state_path.name}.*.new"):
+            draft.unlink(missing_ok=True)
+        # Without an id nothing was ever made: what lies at the spill path is somebody else's.
+        if disk_id is not None:
+            await spills.release(pathlib.Path(keeper.definition.spill_path), disk_id)
+
+    @contextlib.contextmanager
+    def _marked(self, name: str, what: str) -> Iterator[None]:
+        self._busy[name] = what
+        try:
+            yield
+        finally:
+            if self._busy.get(name) == what:  # else another call has taken over
+                del self._busy[name]

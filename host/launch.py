@@ -1,0 +1,65 @@
+"""How a disk's nbdkit is called, found again, and what it said when it failed.  No state of its own."""
+
+import pathlib
+import shutil
+
+from swaptide.cache import face
+from swaptide.cache.errors import SetupError, StateError
+from swaptide.host import config, definitions, paths, process
+
+_ERROR = "nbdkit: error: "
+_OURS = "swaptide: "
+
+
+def command(chosen: config.Config, disk: definitions.Definition, *, fresh: bool, force: bool) -> list[str]:
+    """The command line that serves `disk`; `fresh` if its state file is yet to be made."""
+    words = [chosen.nbdkit, "-f", "-t", str(chosen.threads), "python", str(paths.plugin())]
+    words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
+    words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
+    words.append(_state_argument(disk))
+    # Only onto a new disk: on one with contents the first page is the guest's.
+    if fresh and disk.swap_label is not None:
+        words.append(f"swap-label={disk.swap_label}")
+    if force:
+        words.append("force=yes")
+    return words
+
+
+def owner(disk: definitions.Definition) -> process.Process | None:
+    """The process that serves `disk`'s state file already, if it truly is an nbdkit with this file."""
+    try:
+        with face.StateFace(pathlib.Path(disk.state_path)) as state:
+            counters = state.counters()
+        # The word is the plugin's, and we shall send signals to that pid: believe only /proc.
+        pid = counters["owner_pid"]
+        if not counters["serving"] or _state_argument(disk) not in process.command_line(pid):
+            return None
+        return process.Process(pid)
+    except (StateError, OSError):
+        return None
+
+
+def last_word(log: pathlib.Path, since: int) -> str:
+    """Why a process ended before it served, in one line: from what it wrote to `log` after `since`."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(since)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    ours = [line.removeprefix(_OURS) for line in errors if line.startswith(_OURS)]
+    if ours:
+        return ours[-1]
+    last = next((line for line in [*reversed(errors), *reversed(lines)] if line), "it said nothing")
+    return f"nbdkit ended before it served: {last}"
+
+
+def require(nbdkit: str) -> None:
+    """Raises SetupError if nbdkit is not there."""
+    if shutil.which(nbdkit) is None:
+        raise SetupError(f"{nbdkit} is missing; install the Debian packages nbdkit and nbdkit-plugin-python")
+
+
+def _state_argument(disk: definitions.Definition) -> str:
+    return f"state={disk.state_path}"

@@ -1,0 +1,111 @@
+"""What the command and the daemon say to each other: JSON lines on the control socket.
+
+The client sends one request; the daemon answers with any number of Progress lines and then one Result
+or one Failure.  Sizes are in bytes.  Pure data.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from swaptide.cache import errors
+
+LINE_LIMIT_BYTES = 4 << 20
+Compress = Literal["lz4", "zstd", "none"]
+Weight = Annotated[int, msgspec.Meta(ge=1, le=10000)]
+DEFAULT_WEIGHT = 100
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
+    pass
+
+
+class Add(_Message, tag="disk-add"):
+    """Make a disk; the result is its report."""
+
+    name: str
+    size_bytes: int
+    ram_bytes: int
+    floor_bytes: int | None = None
+    spill: str | None = None
+    weight: Weight = DEFAULT_WEIGHT
+    compress: Compress = "lz4"
+    swap_label: str | None = None
+    force: bool = False
+
+
+class List(_Message, tag="disk-ls"):
+    """The result is the list of all reports, by name."""
+
+
+class Show(_Message, tag="disk-show"):
+    """The result is the disk's report."""
+
+    name: str
+
+
+class Set(_Message, tag="disk-set"):
+    """Change what is given; streams squeeze steps, and the result is the last one."""
+
+    name: str
+    ram_bytes: int | None = None
+    floor_bytes: int | None = None
+    weight: Weight | None = None
+
+
+class Clear(_Message, tag="disk-clear"):
+    """Empty a disk; it comes back with a new id, which is in the resulting report."""
+
+    name: str
+    force: bool = False
+
+
+class Remove(_Message, tag="disk-rm"):
+    """Remove a disk and its files."""
+
+    name: str
+    force: bool = False
+
+
+Request = Add | List | Show | Set | Clear | Remove
+
+
+class Progress(_Message, tag="progress"):
+    """Something on the way."""
+
+    value: dict[str, Any]
+
+
+class Result(_Message, tag="result"):
+    """The end of a call that worked."""
+
+    value: Any
+
+
+class Failure(_Message, tag="failure"):
+    """The end of a call that did not; `kind` says which class of error to raise."""
+
+    kind: str
+    message: str
+
+
+Reply = Progress | Result | Failure
+
+_KINDS: dict[str, type[errors.SwaptideError]] = {
+    "usage": errors.UsageError,
+    "setup": errors.SetupError,
+    "state": errors.StateError,
+    "busy": errors.BusyError,
+    "error": errors.SwaptideError,
+}
+
+
+def failure_of(error: errors.SwaptideError) -> Failure:
+    """`error` as a line."""
+    kind = next(kind for kind, cls in _KINDS.items() if isinstance(error, cls))
+    return Failure(kind, str(error))
+
+
+def error_of(failure: Failure) -> errors.SwaptideError:
+    """The error that a line stands for."""
+    return _KINDS.get(failure.kind, errors.SwaptideError)(failure.message)

@@ -1,0 +1,93 @@
+"""What is said about a disk: one flat record from its definition, its process and its counters."""
+
+import asyncio
+import time
+from typing import Any
+
+from swaptide.cache import face, layout
+from swaptide.cache.errors import StateError
+from swaptide.host import supervisor
+
+_FRESH_SECONDS = 0.2
+_POLL_SECONDS = 0.005
+_PRIVATE_WORDS = ("owner_pid", "serving", "publish_answer")
+
+Report = dict[str, Any]
+
+
+async def refresh(keeper: supervisor.Keeper) -> None:
+    """Have the plugin publish its counters; gives up after 200 ms, when they are as last published."""
+    if keeper.process is None:
+        return
+    try:
+        state = keeper.open_face()
+        if state is None:
+            return
+        wanted = state.request_publish()
+        end = time.monotonic() + _FRESH_SECONDS
+        while state.counters()["publish_answer"] < wanted and time.monotonic() < end:
+            await asyncio.sleep(_POLL_SECONDS)
+    except (StateError, OSError):
+        return  # `of` will say so
+
+
+async def fresh(keeper: supervisor.Keeper) -> Report:
+    """The report of a disk from fresh counters."""
+    await refresh(keeper)
+    return of(keeper)
+
+
+def connections(keeper: supervisor.Keeper) -> int:
+    """NBD clients of the disk; of a process that died, those it had, which may wait to come back."""
+    try:
+        state = keeper.open_face()
+        return 0 if state is None else state.counters()["connections"]
+    except (StateError, OSError):
+        return 0
+
+
+def of(keeper: supervisor.Keeper) -> Report:
+    """The report of a disk; a damaged state file shows as its state and error."""
+    disk = keeper.definition
+    report: Report = {
+        "name": disk.name,
+        "id": disk.disk_id,
+        "size_bytes": disk.size_bytes,
+        "state": keeper.state.value,
+        "pid": None if keeper.process is None else keeper.process.pid,
+        "socket": str(keeper.socket_path),
+        "cap_bytes": disk.cap_bytes,
+        "target_bytes": disk.cap_bytes,
+        "floor_bytes": disk.floor_bytes,
+        "ram_bytes": 0,
+        **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
+        "weight": disk.weight,
+        "compress": disk.compress,
+        "swap_label": disk.swap_label,
+        "spill": disk.spill_path,
+        "state_file": disk.state_path,
+        "log": str(keeper.log_path),
+        "error": keeper.error or None,
+    }
+    try:
+        state = keeper.open_face()
+        if state is not None:
+            report.update(_numbers(state))
+    except (StateError, OSError) as error:
+        report.update(state=supervisor.State.FAILED.value, error=str(error))
+    if report["degraded"] and report["state"] == supervisor.State.RUNNING.value:
+        report["state"] = "degraded"
+    return report
+
+
+def _numbers(state: face.StateFace) -> Report:
+    limits = state.limits()
+    counters = {word: value for word, value in state.counters().items() if word not in _PRIVATE_WORDS}
+    return {
+        "id": state.identity.disk_id,
+        "cap_bytes": limits.cap_bytes,
+        "target_bytes": limits.target_bytes,
+        "floor_bytes": limits.floor_bytes,
+        "ram_bytes": state.ram_bytes(),
+        **counters,
+    }

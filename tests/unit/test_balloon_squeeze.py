@@ -1,0 +1,123 @@
+"""Following a limit on a state file made by hand, whose plugin is the test itself."""
+
+import asyncio
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from swaptide.balloon import squeeze
+from swaptide.cache import geometry, layout
+from swaptide.cache.face import Limits, StateFace
+
+MIB = 1 << 20
+
+
+class Plugin:
+    """Writes the pages that a plugin writes."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        identity = layout.IDENTITY.pack(
+            layout.MAGIC, layout.FORMAT_VERSION, geometry.SEGMENT_BYTES, 1 << 30, uuid.uuid4().bytes, b"g1"
+        )
+        path.write_bytes(identity.ljust(geometry.DIRECTORY_OFFSET, b"\0"))
+
+    def put(self, name: str, value: int) -> None:
+        with open(self.path, "r+b") as file:
+            file.seek(geometry.COUNTERS_OFFSET + layout.COUNTERS.index(name) * layout.WORD.size)
+            file.write(layout.WORD.pack(value))
+
+    def use(self, size: int) -> None:
+        """Let the file cost `size` bytes more than its first pages."""
+        with open(self.path, "r+b") as file:
+            os.ftruncate(file.fileno(), geometry.DIRECTORY_OFFSET)
+            if size:
+                os.posix_fallocate(file.fileno(), geometry.DIRECTORY_OFFSET, size)
+
+
+@pytest.fixture
+def plugin(tmp_path: pathlib.Path) -> Plugin:
+    return Plugin(tmp_path / "g1.state")
+
+
+@pytest.fixture
+def state(plugin: Plugin) -> Iterator[StateFace]:
+    with StateFace(plugin.path) as opened:
+        squeeze.apply(opened, Limits(64 * MIB, 64 * MIB, 16 * MIB))
+        yield opened
+
+
+def follow(
+    state: StateFace, target: int, act: Callable[[int], None], limit_seconds: float = 60
+) -> list[squeeze.Step]:
+    """The steps of a squeeze by a clock that ticks a second with each look; `act` gets its time."""
+    steps: list[squeeze.Step] = []
+    now = iter(range(1000))
+
+    def clock() -> float:
+        tick = next(now)
+        act(tick)
+        return float(tick)
+
+    async def body() -> None:
+        async for step in squeeze.follow(state, target, limit_seconds=limit_seconds, clock=clock):
+            steps.append(step)
+
+    asyncio.run(body())
+    return steps
+
+
+def test_holds_once_it_is_seen_and_reached(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(48 * MIB)
+    squeeze.apply(state, Limits(32 * MIB, 32 * MIB, 16 * MIB))
+
+    def act(tick: int) -> None:
+        if tick == 2:
+            plugin.use(8 * MIB)
+        if tick == 4:
+            plugin.put("target_seen_bytes", 32 * MIB)
+
+    steps = follow(state, 32 * MIB, act)
+    assert [step.phase for step in steps] == ["squeezing"] * (len(steps) - 1) + ["holds"]
+    assert steps[0].ram_bytes > 48 * MIB > steps[-1].ram_bytes
+    assert steps[-1].elapsed_seconds >= 4
+    assert state.limits() == Limits(32 * MIB, 32 * MIB, 16 * MIB)
+
+
+def test_private_memory_counts(plugin: Plugin, state: StateFace) -> None:
+    plugin.put("target_seen_bytes", 64 * MIB)
+    plugin.put("base_bytes", 40 * MIB)
+    plugin.put("private_bytes", 200 * MIB)
+    steps = follow(state, 64 * MIB, lambda tick: plugin.put("private_bytes", (200 - 50 * tick) * MIB))
+    assert (steps[0].phase, steps[-1].phase) == ("squeezing", "holds")
+
+
+def test_late_says_how_far(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+    plugin.put("target_seen_bytes", 64 * MIB)
+    last = follow(state, 64 * MIB, lambda tick: None, limit_seconds=5)[-1]
+    assert (last.phase, last.elapsed_seconds) == ("late", 5)
+    assert last.ram_bytes >= 96 * MIB
+
+
+def test_another_limit_supersedes(plugin: Plugin, state: StateFace) -> None:
+    last = follow(state, 64 * MIB, lambda tick: state.set_limits(target_bytes=(64 - tick) * MIB))[-1]
+    assert last.phase == "superseded"
+
+
+def test_limits_never_cross_on_the_way(state: StateFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Limits] = []
+    write = state.set_limits
+
+    def watch(**values: int) -> None:
+        write(**values)
+        seen.append(state.limits())
+
+    monkeypatch.setattr(state, "set_limits", watch)
+    for wanted in (Limits(20, 20, 10), Limits(80, 80, 60), Limits(15, 15, 12), Limits(200, 150, 12)):
+        squeeze.apply(state, wanted)
+        assert state.limits() == wanted
+    assert all(now.floor_bytes <= now.target_bytes <= now.cap_bytes for now in seen)

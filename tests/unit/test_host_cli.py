@@ -1,0 +1,43 @@
+"""The command without a daemon: light to start, and one line for what makes no sense."""
+
+import subprocess
+import sys
+
+from swaptide.host import paths
+
+COMMAND = [sys.executable, "-P", "-m", "swaptide.host.cli"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+
+
+def test_plugin_path_prints_nothing_else() -> None:
+    done = run("plugin-path")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{paths.plugin()}\n", "")
+
+
+def test_starting_is_light() -> None:
+    script = "import sys, swaptide.host.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert not {"rich", "asyncio", "msgspec", "nbd", "qemu"} & set(done.stdout.split())
+
+
+def test_mistakes_are_one_line_and_status_2() -> None:
+    for words in (["frob"], ["disk", "add"], ["disk", "add", "g", "--size", "x", "--ram", "1M"], ["--nope"]):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr.startswith("swaptide: ") and done.stderr.count("\n") == 1
+        assert "--help" in done.stderr
+
+
+def test_show_config_needs_nothing() -> None:
+    done = run("serve", "--show-config", "--run-dir", "/no/such")
+    assert done.returncode == 0
+    assert 'run_dir = "/no/such"' in done.stdout
+
+
+def test_help_is_no_error() -> None:
+    for words in (["--help"], ["disk", "--help"], ["disk", "add", "--help"]):
+        done = run(*words)
+        assert done.returncode == 0 and "Usage: swaptide" in done.stdout and done.stderr == ""

@@ -1,0 +1,49 @@
+"""The configuration: what wins over what, what is refused, and that it prints what it reads."""
+
+import pathlib
+
+import pytest
+
+from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import config
+
+
+def test_command_line_wins_over_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('run_dir = "/run/file"\nstate_dir = "/state"\nthreads = 4\n')
+    assert config.load(file, None).run_dir == pathlib.Path("/run/file")
+    chosen = config.load(file, pathlib.Path("/run/flag"))
+    assert chosen.run_dir == pathlib.Path("/run/flag")
+    assert (chosen.spill_dir, chosen.threads) == (pathlib.Path("/state"), 4)
+    assert chosen.control_socket == pathlib.Path("/run/flag/control.sock")
+    assert chosen.definitions_dir == pathlib.Path("/state/run-flag")
+
+
+def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('state_dir = "/a \\"b\\"\\\\c"\nmemory_dir = "/m"\nnbdkit = "/opt/nbdkit"\n')
+    first = config.load(file, pathlib.Path("/r"))
+    file.write_text(first.as_toml())
+    assert config.load(file, None) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("spil_dir = 1", "spil_dir"),
+        ("threads = 'x'", "threads"),
+        ("threads = 1000", "threads"),
+        ("[", "TOML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: pathlib.Path, text: str, word: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=word) as caught:
+        config.load(file, None)
+    assert str(file) in str(caught.value)
+
+
+def test_missing_file(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SetupError, match="No such file"):
+        config.load(tmp_path / "none", None)

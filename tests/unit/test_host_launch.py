@@ -1,0 +1,58 @@
+"""How nbdkit is called, and what is made of its last words."""
+
+import pathlib
+
+import msgspec
+import pytest
+
+from swaptide.cache.errors import SetupError
+from swaptide.host import config, launch
+from tests.unit.test_host_definitions import DISK
+
+
+@pytest.fixture
+def chosen() -> config.Config:
+    return config.load(None, pathlib.Path("/r"))
+
+
+def test_command_names_everything(chosen: config.Config) -> None:
+    disk = msgspec.structs.replace(DISK, swap_label="tide")
+    words = launch.command(chosen, disk, fresh=True, force=True)
+    assert words[:4] == ["nbdkit", "-f", "-t", "16"]
+    assert {"size=1073741824", "ram=67108864", "spill=/s/g1.spill", "state=/m/g1.state", "name=g1"} <= set(
+        words
+    )
+    assert {"swap-label=tide", "force=yes"} <= set(words)
+
+
+def test_a_disk_with_contents_gets_no_label(chosen: config.Config) -> None:
+    disk = msgspec.structs.replace(DISK, swap_label="tide")
+    words = launch.command(chosen, disk, fresh=False, force=False)
+    assert not any(word.startswith(("swap-label", "force")) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("swaptide: INFO x\nnbdkit: error: swaptide: spill=/x: no\nnbdkit: error: other\n", "spill=/x: no"),
+        ("nbdkit: error: cannot open plugin\n", "nbdkit ended before it served: cannot open plugin"),
+        ("Segmentation fault\n\n", "nbdkit ended before it served: Segmentation fault"),
+        ("", "nbdkit ended before it served: it said nothing"),
+    ],
+)
+def test_last_word(tmp_path: pathlib.Path, text: str, expected: str) -> None:
+    log = tmp_path / "log"
+    log.write_text("nbdkit: error: swaptide: of an earlier start\n")
+    since = log.stat().st_size
+    with open(log, "a") as file:
+        file.write(text)
+    assert launch.last_word(log, since) == expected
+
+
+def test_no_owner_without_a_state_file() -> None:
+    assert launch.owner(DISK) is None
+
+
+def test_missing_nbdkit_is_named() -> None:
+    with pytest.raises(SetupError, match=r"no-such-nbdkit.*Debian"):
+        launch.require("no-such-nbdkit")

@@ -4,7 +4,6 @@
 starts the event loop's thread; `stop` ends it.  After `start` the log may be used from any thread.
 """
 
-import asyncio
 import dataclasses
 import logging
 import os
@@ -19,6 +18,7 @@ from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
 from swaptide.cache.movers import SPILLERS, Movers
 from swaptide.cache.moves import Moves
+from swaptide.cache.runner import Runner
 from swaptide.cache.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ class Engine:
         )
         self._connecting = threading.Lock()
         self._governor: Governor | None = None
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._main: asyncio.Task[None] | None = None
+        self._runner: Runner | None = None
 
     @property
     def identity(self) -> face.Identity:
@@ -117,8 +115,8 @@ class Engine:
         try:
             if settings.size_bytes not in (None, state.identity.size_bytes):
                 raise UsageError(
-                    f"size={settings.size_bytes}: the disk in {settings.state} has {state.identity.size_bytes} bytes;"
-                    " a disk keeps its size"
+                    f"size={settings.size_bytes}: the disk in {settings.state} has"
+                    f" {state.identity.size_bytes} bytes; a disk keeps its size"
                 )
             path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
             spill = spillfile.reopen(path, state.shape, state.identity.disk_id)
@@ -155,46 +153,21 @@ class Engine:
     def start(self) -> None:
         """Start the movers and say in the state file that this process serves it."""
         sys.setswitchinterval(SWITCH_SECONDS)
-        moves = Moves(self.log, self._segments, SPILLERS)
-        ready = threading.Event()
-        failure: list[BaseException] = []
-
-        async def run() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._main = asyncio.current_task()
-            self._governor = governor = Governor(
-                self._state.mapping, self._segments, self._state.path, self._spill.reserved_bytes
-            )
-            movers = Movers(moves, self._segments, self._kick_fd)
-            ready.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(movers.run())
-                tasks.create_task(governor.run(movers))
-
-        def body() -> None:
-            try:
-                asyncio.run(run())
-            except asyncio.CancelledError:
-                pass
-            except BaseException as error:
-                failure.append(error)
-                log.critical("movers died; nothing is spilled any more", exc_info=error)
-            finally:
-                ready.set()
-
-        self._thread = threading.Thread(target=body, name="swaptide-movers", daemon=True)
-        self._thread.start()
-        ready.wait()
-        if failure:
-            raise failure[0]
+        mapping = self._state.mapping
+        movers = Movers(Moves(self.log, self._segments, SPILLERS), self._segments, self._kick_fd)
+        # Measures the base, so it comes when every buffer is there.
+        self._governor = Governor(
+            mapping, self._segments, movers, self._state.path, self._spill.reserved_bytes
+        )
+        self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
+        self._runner.start()
         self._announce(os.getpid(), 1)
 
     def stop(self) -> None:
         """End the movers; what is in the state file and on disk stays as it is."""
         self._segments.stop()
-        if self._thread is not None and self._loop is not None and self._main is not None:
-            self._loop.call_soon_threadsafe(self._main.cancel)
-            self._thread.join()
+        if self._runner is not None:
+            self._runner.stop()
         self._announce(0, 0)
         self._spill.close()
         self._state.close()

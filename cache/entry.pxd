@@ -39,7 +39,8 @@ cdef inline uint32_t same_word(uint64_t entry) noexcept nogil:
 
 
 cdef inline uint64_t piece_entry(uint32_t segment, uint32_t index) noexcept nogil:
-    return PIECE | (<uint64_t> PAGE_BYTES << 2) | (<uint64_t> index << (15 + PAGE_SHIFT)) | (<uint64_t> segment << 36)
+    return (PIECE | (<uint64_t> PAGE_BYTES << 2) | (<uint64_t> index << (15 + PAGE_SHIFT))
+            | (<uint64_t> segment << 36))
 
 
 cdef inline int kind_of(uint64_t entry) noexcept nogil:

@@ -95,7 +95,7 @@ class StateFace:
                 self._put(name, value)
 
     def request_publish(self) -> int:
-        """Ask the plugin for fresh counters; they are fresh once publish_answer reaches the returned value."""
+        """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
         words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
         wanted = words["publish_request"] + 1
         self._put("publish_request", wanted)

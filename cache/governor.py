@@ -40,10 +40,16 @@ class Governor:
     """The budget of one disk.  `state_path` is watched for changes where the state file has a name."""
 
     def __init__(
-        self, mapping: Mapping, segments: Segments, state_path: pathlib.Path | None, reserved_bytes: int
+        self,
+        mapping: Mapping,
+        segments: Segments,
+        movers: Movers,
+        state_path: pathlib.Path | None,
+        reserved_bytes: int,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
+        self._movers = movers
         self._state_path = state_path
         self._meter = memory.Meter()
         self._changed = asyncio.Event()
@@ -55,14 +61,14 @@ class Governor:
         self._put("reserved_bytes", reserved_bytes)
         self.apply()
 
-    async def run(self, movers: Movers) -> None:
+    async def run(self) -> None:
         """Follow the control words until cancelled."""
         watch = self._watch()
         try:
             while True:
                 self._changed.clear()
                 self.apply()
-                self._publish(movers)
+                self._publish()
                 try:
                     async with asyncio.timeout(ACTIVE_SECONDS if self._is_active() else IDLE_SECONDS):
                         await self._changed.wait()
@@ -102,7 +108,7 @@ class Governor:
         ) != self._counter("publish_answer"):
             self._changed.set()
 
-    def _publish(self, movers: Movers) -> None:
+    def _publish(self) -> None:
         request = self._control("publish_request")
         ram, clean, disk = self._segments.tiers()
         limit, populated, *_, disk_free, disk_slots, _ = self._segments.snapshot()
@@ -115,8 +121,8 @@ class Governor:
             "ram_slots_used": populated,
             "ram_slots_limit": limit,
             "disk_slots_used": disk_slots - disk_free,
-            "degraded": int(movers.degraded),
-            "ram_blocked": int(movers.ram_blocked),
+            "degraded": int(self._movers.degraded),
+            "ram_blocked": int(self._movers.ram_blocked),
         }
         for name, value in gauges.items():
             self._put(name, value)

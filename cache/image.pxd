@@ -15,7 +15,8 @@ cdef struct SpillFile:
 
 cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
                      uint32_t slot, uint32_t count) noexcept nogil
-cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation, uint32_t slot) noexcept nogil
+cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation,
+                      uint32_t slot) noexcept nogil
 cdef bint piece_check(const char *piece, const SpillFile *spill, uint64_t generation, uint32_t slot,
                       uint32_t index) noexcept nogil
 cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil

@@ -24,7 +24,8 @@ cdef extern from "tag.h" nogil:
         uint64_t slot
         uint64_t index
     void tag_make(unsigned char *out, const void *data, size_t length, const tag_place *place) noexcept
-    int tag_matches(const unsigned char *tag, const void *data, size_t length, const tag_place *place) noexcept
+    int tag_matches(const unsigned char *tag, const void *data, size_t length,
+                    const tag_place *place) noexcept
 
 cdef enum:
     RMAP_BYTES = PIECES * 8
@@ -66,8 +67,9 @@ cdef void image_make(char *image, const char *pages, const SpillFile *spill, uin
     memcpy(image + IMAGE_FOOTER, &footer, sizeof(Footer))
 
 
-cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation, uint32_t slot) noexcept nogil:
-    """Is this image of that life of the segment, and its reverse map whole?  The pieces are checked one by one."""
+cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation,
+                      uint32_t slot) noexcept nogil:
+    """Is this image of that life of the segment, its reverse map whole?  Pieces are checked one by one."""
     cdef Footer footer
     cdef tag_place place
     memcpy(&footer, image + IMAGE_FOOTER, sizeof(Footer))

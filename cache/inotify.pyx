@@ -15,7 +15,7 @@ cdef extern from "<sys/inotify.h>" nogil:
 
 
 def watch_modify(path):
-    """A non-blocking descriptor that becomes readable when the file at `path` is written to.  Raises OSError."""
+    """A non-blocking descriptor, readable once the file at `path` is written to.  Raises OSError."""
     cdef bytes raw = os.fsencode(path)
     cdef int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
     if fd < 0:

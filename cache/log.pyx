@@ -19,10 +19,9 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, store64, swap64
+from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, swap64
 from swaptide.cache.entry cimport (
     ABSENT,
-    DISK,
     PAGE_BYTES,
     PAGE_SHIFT,
     PIECE,
@@ -37,7 +36,6 @@ from swaptide.cache.entry cimport (
     same_entry,
     same_word,
     segment_of,
-    state_of,
 )
 from swaptide.cache.image cimport STRIDE, piece_check, pieces_read
 from swaptide.cache.mapping cimport Mapping
@@ -172,7 +170,8 @@ cdef class Log:
         done[0] = span
         return result
 
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index) noexcept nogil:
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment,
+                        uint32_t index) noexcept nogil:
         """Read from a disk-pinned segment on disk, through a bounce buffer, every page checked."""
         cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
         cdef uint64_t generation = self.map.segment_table[segment].generation
@@ -227,7 +226,8 @@ cdef class Log:
 
     # Writes.
 
-    cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter, bint may_wait) noexcept nogil:
+    cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
+                   bint may_wait) noexcept nogil:
         """Write within the disk.  0, or a negative errno; -EAGAIN where it would wait and must not.
 
         Without `may_wait` only whole pages are taken.  On an error any of the pages may have been written.
@@ -238,20 +238,23 @@ cdef class Log:
             part = offset & PAGE_MASK
             if part == 0 and count >= PAGE_BYTES:
                 part = count & ~<uint64_t> PAGE_MASK
-                result = self._write_pages(buf, offset >> PAGE_SHIFT, part >> PAGE_SHIFT, waiter if may_wait else NULL)
+                result = self._write_pages(buf, offset >> PAGE_SHIFT, part >> PAGE_SHIFT,
+                                           waiter if may_wait else NULL)
             else:
                 part = PAGE_BYTES - part
                 if part > count:
                     part = count
                 if not may_wait:
                     return -EAGAIN
-                result = self._write_part(buf, <uint32_t> part, offset >> PAGE_SHIFT, offset & PAGE_MASK, waiter)
+                result = self._write_part(buf, <uint32_t> part, offset >> PAGE_SHIFT, offset & PAGE_MASK,
+                                          waiter)
             buf += part
             offset += part
             count -= part
         return result
 
-    cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil:
+    cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages,
+                          Waiter *waiter) noexcept nogil:
         cdef uint32_t segment, index, word = 0
         cdef uint64_t run, i
         cdef uint64_t *rmap
@@ -366,7 +369,8 @@ cdef class Log:
         pinned[0] = segment
         place = self.segments.place(segment)
         if ram_of(place):
-            memcpy(to, self.map.slot(ram_of(place) - 1) + (<uint64_t> index_of(entry) << PAGE_SHIFT), PAGE_BYTES)
+            memcpy(to, self.map.slot(ram_of(place) - 1) + (<uint64_t> index_of(entry) << PAGE_SHIFT),
+                   PAGE_BYTES)
             self.segments.unpin(segment)
             return 0
         self.segments.unpin(segment)
@@ -398,7 +402,8 @@ cdef class Log:
                     self._publish(page, ABSENT)
             else:
                 old = self.entry(page)
-                if kind_of(old) == PIECE or (kind_of(old) == SAME and same_word(old) != 0) or (keep and old == ABSENT):
+                if (kind_of(old) == PIECE or (kind_of(old) == SAME and same_word(old) != 0)
+                        or (keep and old == ABSENT)):
                     result = self._write_part(NULL, <uint32_t> part, page, <uint32_t> skip, waiter)
                     if result != 0:
                         return result

@@ -50,7 +50,7 @@ cdef enum:
 
 
 cdef class Mapping:
-    """Maps the state file `fd` laid out as `shape`, a geometry.Geometry; keeps the descriptor, not its ownership.
+    """Maps the state file `fd` laid out as `shape`, a geometry.Geometry; keeps the descriptor, not owning it.
 
     `create` populates the header pages of a fresh file.  Raises OSError when the host refuses the memory.
     """

@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
 
 def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
-    """Decide from the snapshot, the number of spills under way, and the live pages of the emptiest segment in RAM.
+    """Decide from the snapshot, the spills under way, and the live pages of the emptiest segment in RAM.
 
     Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
     and a busy one does not wait for page faults.  Slots are taken back when there are more than the

@@ -10,13 +10,12 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64, load64, poke64
+from swaptide.cache.atomics cimport cas64, count64
 from swaptide.cache.entry cimport (
     CLEAN,
     DIRTY,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PIECES,
     RMAP_OFFSET,
     SEGMENT_BYTES,
     disk_of,

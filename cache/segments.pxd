@@ -57,7 +57,8 @@ cdef class Segments:
     cdef int kick_fd
     cdef int32_t kicked
 
-    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment, uint32_t *index) noexcept nogil
+    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment,
+                     uint32_t *index) noexcept nogil
     cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil
     cdef void retire(self, uint64_t entry) noexcept nogil
     cdef void pin(self, uint32_t segment) noexcept nogil

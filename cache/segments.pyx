@@ -164,7 +164,8 @@ cdef class Segments:
 
     # Appending.
 
-    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment, uint32_t *index) noexcept nogil:
+    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment,
+                     uint32_t *index) noexcept nogil:
         """Take up to `want` pieces of the head's open segment; the caller fills them and unpins the segment.
 
         Returns how many, or a negative errno: EAGAIN where it would have to wait and `waiter` is NULL,
@@ -416,7 +417,7 @@ cdef class Segments:
         return free_slots > CLEANER_DISK_SLOTS
 
     cdef bint begin_write(self, uint32_t segment) noexcept nogil:
-        """Mark a disk slot for a claimed DIRTY segment, before its write is sent.  False: no slot may be taken."""
+        """Mark a disk slot for a claimed DIRTY segment before its write is sent.  False: none to be had."""
         cdef uint32_t slot
         cdef bint may
         pthread_mutex_lock(&self.lock)
@@ -428,7 +429,8 @@ cdef class Segments:
             else:
                 slot = self.used_disk
                 self.used_disk += 1
-            self.set_place(segment, place_of(WRITING, ram_of(self.map.segment_table[segment].place), slot + 1))
+            self.set_place(segment,
+                           place_of(WRITING, ram_of(self.map.segment_table[segment].place), slot + 1))
         pthread_mutex_unlock(&self.lock)
         return may
 
@@ -482,9 +484,9 @@ cdef class Segments:
 
     cdef int populate(self, uint32_t count) noexcept nogil:
         """Make up to `count` free slots, one at a time, while the target allows.  Returns 0 or -ENOMEM."""
-        cdef uint32_t slot, i
+        cdef uint32_t slot, _i
         cdef int failed
-        for i in range(count):
+        for _i in range(count):
             pthread_mutex_lock(&self.lock)
             if self.stopping or self.populated >= self.limit():
                 pthread_mutex_unlock(&self.lock)
@@ -601,7 +603,7 @@ cdef class Segments:
         return result
 
     def emptiest_in_ram(self):
-        """Live pieces of the emptiest sealed segment in RAM; PIECES where there is none.  A look without the lock."""
+        """Live pieces of the emptiest sealed segment in RAM, or PIECES.  A look without the lock."""
         cdef uint32_t segment
         cdef int32_t live, least = PIECES
         cdef int state
@@ -616,7 +618,7 @@ cdef class Segments:
         return least
 
     def tiers(self):
-        """Live pieces by place: (raw in RAM, of these also on disk, on disk only).  Walks the segments in use."""
+        """Live pieces by place: (raw in RAM, of these also on disk, on disk only).  Walks segments in use."""
         cdef uint64_t ram = 0, clean = 0, disk = 0
         cdef uint32_t segment
         cdef uint64_t place
@@ -697,7 +699,8 @@ cdef class Segments:
             if state == FREE:
                 ok = self.live[segment] == 0
             else:
-                ok = (state <= DYING and ram_of(place) <= self.map.ram_slots and disk_of(place) <= self.map.disk_slots
+                ok = (state <= DYING and ram_of(place) <= self.map.ram_slots
+                      and disk_of(place) <= self.map.disk_slots
                       and self.map.segment_table[segment].count <= PIECES
                       and (ram_of(place) or (disk_of(place) and state in (DISK, DYING)))
                       and ram_of(place) not in ram and disk_of(place) not in disk)

@@ -103,7 +103,7 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
 
 
 def release(path: pathlib.Path, disk_id: str) -> None:
-    """Remove the spill file of a disk, or wipe its header from a device.  Missing, or another's: left alone."""
+    """Remove a disk's spill file, or wipe its header from a device.  Missing, or another's: left alone."""
     try:
         header = read_header(path)
     except OSError:

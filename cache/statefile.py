@@ -43,7 +43,7 @@ class StateFile:
 
 
 def create(path: pathlib.Path | None, size_bytes: int, name: str, limits: face.Limits) -> StateFile:
-    """Make a state file for a new disk.  Raises SetupError where the host refuses, UsageError for a bad size."""
+    """Make a state file for a new disk.  Raises SetupError if the host refuses, UsageError for a bad size."""
     try:
         shape = geometry.of_size(size_bytes)
     except ValueError as error:

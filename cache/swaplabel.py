@@ -16,7 +16,7 @@ MAX_LABEL_BYTES = 16
 
 
 def header(size_bytes: int, label: str) -> bytes:
-    """One page that makes a disk of `size_bytes` a swap area called `label`; raises UsageError for a bad label."""
+    """One page that makes a disk a swap area called `label`; raises UsageError for a bad label."""
     raw = label.encode()
     if len(raw) > MAX_LABEL_BYTES or not label.isprintable():
         raise UsageError(f"swap-label={label}: at most {MAX_LABEL_BYTES} bytes of printable text")

@@ -1,0 +1,23 @@
+"""Types of the disk that the guest sees; see log.pyx."""
+
+from swaptide.cache.mapping import Mapping
+from swaptide.cache.segments import Segments
+
+class Log:
+    @property
+    def size_bytes(self) -> int: ...
+    def __init__(
+        self,
+        map: Mapping,
+        segments: Segments,
+        size_bytes: int,
+        spill_fd: int,
+        align: int,
+        base: int,
+        disk_seed: int,
+    ) -> None: ...
+    def extents(
+        self, count: int, offset: int, one: bool, hole_type: int, zero_type: int
+    ) -> list[tuple[int, int, int]]: ...
+    def write_bytes(self, data: bytes, offset: int) -> None: ...
+    def read_bytes(self, count: int, offset: int) -> bytes: ...

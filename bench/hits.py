@@ -1,4 +1,4 @@
-"""Hits, side by side with nbdkit's memory plugin: `.venv/bin/python bench/hits.py [--rounds N] [--seconds S]`.
+"""Hits, side by side with nbdkit's memory plugin: `.venv/bin/python bench/hits.py --rounds N --seconds S`.
 
 fio's nbd engine, both servers alive at once, taking turns; medians over the rounds and the ratio of each
 round's pair.  swaptide gets RAM for the whole disk, so that nothing is spilled.
@@ -31,7 +31,9 @@ def server(directory: pathlib.Path, name: str, *plugin: str) -> Iterator[str]:
         process = subprocess.Popen(["nbdkit", "-f", "-U", str(socket), *plugin], stdout=log, stderr=log)
     try:
         for _ in range(200):
-            if socket.exists() and subprocess.run(["nbdinfo", f"nbd+unix:///?socket={socket}"], capture_output=True):
+            if socket.exists() and subprocess.run(
+                ["nbdinfo", f"nbd+unix:///?socket={socket}"], capture_output=True
+            ):
                 break
             time.sleep(0.05)
         yield f"nbd+unix:///?socket={socket}"
@@ -47,7 +49,13 @@ def server(directory: pathlib.Path, name: str, *plugin: str) -> Iterator[str]:
 def fio(uri: str, rw: str, block: str, depth: int, seconds: float, directory: pathlib.Path) -> float:
     """Requests per second; `seconds` of 0 means once over the whole disk."""
     command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={block}"]
-    command += [f"--iodepth={depth}", f"--size={SIZE}", "--output-format=json", "--randrepeat=0", "--norandommap"]
+    command += [
+        f"--iodepth={depth}",
+        f"--size={SIZE}",
+        "--output-format=json",
+        "--randrepeat=0",
+        "--norandommap",
+    ]
     # Buffers that fio fills once and changes a little: the client must not be what is measured.
     command += ["--scramble_buffers=1"]
     if seconds:
@@ -74,7 +82,8 @@ def main() -> None:
             contenders = {"nbdkit memory": memory, "nbdkit memory again": again, "swaptide": ours}
             for uri in contenders.values():
                 fio(uri, "write", "128k", 8, 0, directory)
-            print(f"{platform.machine()}, Linux {platform.release()}, {version('nbdkit')}, {version('fio')}, -t 16, no filter")
+            host = f"{platform.machine()}, Linux {platform.release()}"
+            print(f"{host}, {version('nbdkit')}, {version('fio')}, -t 16")
             print("| work | " + " | ".join(contenders) + " | noise floor | swaptide / memory |")
             print("|---|" + "---|" * (len(contenders) + 2))
             for rw, block, depth in WORK:

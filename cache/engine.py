@@ -193,6 +193,16 @@ class Engine:
             if self._governor is not None:
                 self._governor.expect_connections(count)
 
+    def set_target(self, target_bytes: int) -> None:
+        """Change the target from inside the process; it is in force at once."""
+        self._state.mapping.set_control_word(layout.CONTROL.index("target_bytes"), target_bytes)
+        if self._governor is not None:
+            self._governor.apply()
+
+    def counter(self, name: str) -> int:
+        """A counter of layout.COUNTERS, as it is now."""
+        return self._state.mapping.counter_word(layout.COUNTERS.index(name))
+
     def _announce(self, pid: int, serving: int) -> None:
         mapping = self._state.mapping
         mapping.set_counter_word(layout.COUNTERS.index("owner_pid"), pid)

@@ -1,13 +1,15 @@
 """Types of the disk that the guest sees; see log.pyx."""
 
+from typing import Self
+
 from swaptide.cache.mapping import Mapping
 from swaptide.cache.segments import Segments
 
 class Log:
     @property
     def size_bytes(self) -> int: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         map: Mapping,
         segments: Segments,
         size_bytes: int,
@@ -15,7 +17,7 @@ class Log:
         align: int,
         base: int,
         disk_seed: int,
-    ) -> None: ...
+    ) -> Self: ...
     def extents(
         self, count: int, offset: int, one: bool, hole_type: int, zero_type: int
     ) -> list[tuple[int, int, int]]: ...

@@ -243,4 +243,5 @@ def flush(Connection connection, uint32_t flags):
 def extents(Connection connection, uint32_t count, uint64_t offset, uint32_t flags):
     """Holes and zeroes in the range, as (offset, length, type)."""
     kept_keep()
-    return _log.extents(count, offset, bool(flags & nbdkit.FLAG_REQ_ONE), nbdkit.EXTENT_HOLE, nbdkit.EXTENT_ZERO)
+    return _log.extents(count, offset, bool(flags & nbdkit.FLAG_REQ_ONE), nbdkit.EXTENT_HOLE,
+                        nbdkit.EXTENT_ZERO)

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from swaptide.cache import engine, geometry
 from swaptide.cache.errors import UsageError
@@ -82,5 +82,6 @@ def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     if key not in _PARAMETERS:
         raise UsageError(f"unknown parameter {key}={value}; known are {', '.join(_PARAMETERS)}")
     field, parse = _PARAMETERS[key]
-    parsed = parse(key, value)
+    # Any: that each parser fits its field is in the table, where the type checker does not look.
+    parsed: Any = parse(key, value)
     return dataclasses.replace(settings, **{field: parsed}) if field else settings

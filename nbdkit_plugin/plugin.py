@@ -9,7 +9,8 @@ import pathlib
 import sys
 
 _HERE = pathlib.Path(__file__).absolute()
-# Installed (or linked from src/): …/swaptide/nbdkit_plugin/plugin.py.  In a checkout: …/nbdkit_plugin/plugin.py.
+# Installed (or linked from src/): …/swaptide/nbdkit_plugin/plugin.py.
+# In a checkout: …/nbdkit_plugin/plugin.py.
 for _root in (_HERE.parents[2], _HERE.parents[1] / "src"):
     if (_root / "swaptide" / "nbdkit_plugin").is_dir():
         sys.path.insert(0, str(_root))

@@ -198,6 +198,7 @@ class Driver:
             return
         wrong = next(i for i in range(len(expected)) if got[i] != expected[i])
         raise WrongByte(
-            f"offset {start + wrong} (page {(start + wrong) // PAGE}): read {bytes(got[wrong : wrong + 16]).hex()},"
+            f"offset {start + wrong} (page {(start + wrong) // PAGE}):"
+            f" read {bytes(got[wrong : wrong + 16]).hex()},"
             f" written {bytes(expected[wrong : wrong + 16]).hex()}"
         )

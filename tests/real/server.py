@@ -96,7 +96,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str) -> Iterator[Server]:
-    """A running server with these plugin parameters (`swap_label` means swap-label), ended and cleaned up after."""
+    """A running server with these plugin parameters (`swap_label` means swap-label); cleaned up after."""
     server = Server(
         directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state
     )

@@ -54,7 +54,7 @@ class Sampler:
 
 
 def private_bytes(pid: int) -> int:
-    """Private memory of a process by smaps, its shared mappings left out; written apart from the plugin's own meter."""
+    """Private memory by smaps, shared mappings left out; written apart from the plugin's own meter."""
     total, shared = 0, False
     for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
@@ -97,30 +97,31 @@ def test_memory_never_passes_the_cap(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_squeeze_only_falls_and_then_holds(tmp_path: pathlib.Path) -> None:
-    with server.serving(tmp_path, size=str(SIZE), ram="256M", spill=str(tmp_path / "spill")) as disk:
-        with disk.face() as face, Sampler(disk) as sampler:
-            fill(disk.uri, SIZE)
-            # One connection: the request buffers of a second one would not fit under the floor.
-            load = driver.Driver(disk.uri, SIZE, seed=12, connections=1)
-            load.model[:] = read_all(disk.uri)
-            load.run(1_000)
-            started = time.monotonic()
-            face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
-            loaded = threading.Thread(target=load.run, args=(4_000,))
-            loaded.start()
-            server.wait_until_holds(face, FLOOR)
-            held = time.monotonic()
-            loaded.join()
-            falling = [v for at, v in sampler.samples if started + 0.02 <= at < held]
-            assert all(
-                later <= earlier + SEGMENT for earlier, later in zip(falling, falling[1:], strict=False)
-            )
-            load.run(2_000)
-            load.check_all()
-            load.close()
-            assert max(sampler.since(held)) <= FLOOR + SEGMENT
-            counters = server.fresh_counters(face)
-            assert counters["spill_written_bytes"] > 0
+    with (
+        server.serving(tmp_path, size=str(SIZE), ram="256M", spill=str(tmp_path / "spill")) as disk,
+        disk.face() as face,
+        Sampler(disk) as sampler,
+    ):
+        fill(disk.uri, SIZE)
+        # One connection: the request buffers of a second one would not fit under the floor.
+        load = driver.Driver(disk.uri, SIZE, seed=12, connections=1)
+        load.model[:] = read_all(disk.uri)
+        load.run(1_000)
+        started = time.monotonic()
+        face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
+        loaded = threading.Thread(target=load.run, args=(4_000,))
+        loaded.start()
+        server.wait_until_holds(face, FLOOR)
+        held = time.monotonic()
+        loaded.join()
+        falling = [v for at, v in sampler.samples if started + 0.02 <= at < held]
+        assert all(later <= earlier + SEGMENT for earlier, later in zip(falling, falling[1:], strict=False))
+        load.run(2_000)
+        load.check_all()
+        load.close()
+        assert max(sampler.since(held)) <= FLOOR + SEGMENT
+        counters = server.fresh_counters(face)
+        assert counters["spill_written_bytes"] > 0
 
 
 def test_private_memory_and_mappings_stay_at_the_base(tmp_path: pathlib.Path) -> None:
@@ -136,20 +137,22 @@ def test_private_memory_and_mappings_stay_at_the_base(tmp_path: pathlib.Path) ->
 
 def test_a_scan_of_what_was_never_written_costs_nothing(tmp_path: pathlib.Path) -> None:
     size = 2 << 30
-    with server.serving(tmp_path, size=str(size), ram="64M", spill=str(tmp_path / "spill")) as disk:
-        with disk.face() as face:
-            time.sleep(0.5)  # the first segments are made ahead
-            before = face.state_blocks_bytes()
-            handle = nbd.NBD()
-            handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-            handle.connect_uri(disk.uri)
-            for at in range(0, size, 2 << 20):
-                assert not any(handle.pread(512, at))
-            handle.block_status(size // 2, 0, lambda *_: 0)
-            handle.trim(size // 2, size // 2)
-            handle.zero(size // 2, size // 2)
-            handle.shutdown()
-            assert face.state_blocks_bytes() == before
+    with (
+        server.serving(tmp_path, size=str(size), ram="64M", spill=str(tmp_path / "spill")) as disk,
+        disk.face() as face,
+    ):
+        time.sleep(0.5)  # the first segments are made ahead
+        before = face.state_blocks_bytes()
+        handle = nbd.NBD()
+        handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        handle.connect_uri(disk.uri)
+        for at in range(0, size, 2 << 20):
+            assert not any(handle.pread(512, at))
+        handle.block_status(size // 2, 0, lambda *_: 0)
+        handle.trim(size // 2, size // 2)
+        handle.zero(size // 2, size // 2)
+        handle.shutdown()
+        assert face.state_blocks_bytes() == before
 
 
 def read_all(uri: str) -> bytes:
@@ -275,7 +278,7 @@ def overwrite_at_random(uri: str, size: int, seconds: float, model: bytearray) -
 
 @pytest.mark.parametrize("seconds", [12, pytest.param(180, marks=pytest.mark.long)])
 def test_worst_case_goes_on_for_ever(tmp_path: pathlib.Path, seconds: int) -> None:
-    """Full of live pages that share nothing, target at the floor, random overwrites: progress in every tenth."""
+    """Full of pages that share nothing, target at the floor, random overwrites: progress in every tenth."""
     with server.serving(tmp_path, size=str(SIZE), ram=str(FLOOR), spill=str(tmp_path / "spill")) as disk:
         model = fill(disk.uri, SIZE)
         with Sampler(disk) as sampler:

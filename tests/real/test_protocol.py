@@ -1,9 +1,11 @@
 """What an NBD client sees: sizes, extents, flags, exports, reconnects; and fio's own verification."""
 
+import ctypes
 import pathlib
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 
 import nbd
 import pytest
@@ -29,7 +31,7 @@ def extents(handle: "nbd.NBD", count: int, offset: int) -> list[tuple[int, int]]
     """(length, flags) runs from `offset`, asked for until all is told."""
     runs: list[tuple[int, int]] = []
 
-    def add(_context: str, _offset: int, entries: list[int], _error: int) -> int:
+    def add(_context: str, _offset: int, entries: list[int], _error: ctypes.c_int) -> int:
         runs.extend(zip(entries[::2], entries[1::2], strict=True))
         return 0
 
@@ -53,7 +55,7 @@ def merge(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 @pytest.fixture()
-def disk(tmp_path: pathlib.Path):  # type: ignore[no-untyped-def]
+def disk(tmp_path: pathlib.Path) -> Iterator[server.Server]:
     """A small disk with room for all of it."""
     with server.serving(tmp_path, size=str(SIZE), ram="160M", spill=str(tmp_path / "spill")) as running:
         yield running

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from swaptide.cache import geometry, movers
 
 PIECES = geometry.PIECES_PER_SEGMENT

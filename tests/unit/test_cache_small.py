@@ -5,6 +5,7 @@ import re
 import struct
 
 import pytest
+
 from swaptide.cache import cgroup, geometry, layout, memory, spillfile, swaplabel
 from swaptide.cache.errors import UsageError
 

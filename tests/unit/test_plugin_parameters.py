@@ -3,6 +3,7 @@
 import pathlib
 
 import pytest
+
 from swaptide.cache import engine
 from swaptide.cache.errors import UsageError
 from swaptide.nbdkit_plugin import parameters

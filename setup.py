@@ -7,6 +7,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("SWAPTIDE_SANITIZE", "")
+# Threads dawdle at the dangerous places: see point() in cache/atomics.h, and `make race`.
+MACROS: list[tuple[str, str | None]] = [("SWAPTIDE_POINTS", None)] if os.environ.get("SWAPTIDE_POINTS") else []
 FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
@@ -22,6 +24,7 @@ def extensions() -> list[Extension]:
             "swaptide." + ".".join(path.relative_to(root / "src/swaptide").with_suffix("").parts),
             [str(path.relative_to(root))],
             extra_compile_args=FLAGS,
+            define_macros=MACROS,
             extra_link_args=LINK,
             include_dirs=["cache", "nbdkit_plugin"],
             depends=[

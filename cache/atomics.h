@@ -25,6 +25,27 @@ static inline int32_t add32(int32_t *p, int32_t by) { return __atomic_add_fetch(
 static inline uint8_t load8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
+/* Places where another thread coming between would matter.  Built with SWAPTIDE_POINTS (`make race`) a
+ * thread sometimes dawdles here, so that windows of nanoseconds are hit in seconds; else they are nothing.
+ */
+#ifdef SWAPTIDE_POINTS
+#include <stdlib.h>
+#include <time.h>
+static inline void point(void)
+{
+    static __thread unsigned seed;
+    struct timespec pause = {0, 0};
+    if (seed == 0)
+        seed = (unsigned)(uintptr_t)&pause ^ (unsigned)time(NULL);
+    if (rand_r(&seed) % 16 == 0) {
+        pause.tv_nsec = rand_r(&seed) % 300000;
+        nanosleep(&pause, NULL);
+    }
+}
+#else
+static inline void point(void) {}
+#endif
+
 static inline void relax(void)
 {
 #if defined(__x86_64__)

@@ -19,7 +19,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, swap64
+from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, point, swap64
 from swaptide.cache.entry cimport (
     ABSENT,
     PAGE_BYTES,
@@ -141,6 +141,7 @@ cdef class Log:
         cdef uint64_t page = offset >> PAGE_SHIFT, place, span
         cdef uint32_t segment = segment_of(entry), index = index_of(entry), skip = offset & PAGE_MASK, run = 1
         cdef int result = 0
+        point()
         self.segments.pin(segment)
         if self.entry(page) != entry:
             self.segments.unpin(segment)
@@ -154,6 +155,7 @@ cdef class Log:
         if span > count:
             span = count
         place = self.segments.place(segment)
+        point()
         if ram_of(place):
             memcpy(buf, self.map.slot(ram_of(place) - 1) + (<uint64_t> index << PAGE_SHIFT) + skip, span)
             self.segments.unpin(segment)
@@ -164,6 +166,7 @@ cdef class Log:
         else:
             self.segments.disk_pin(segment)
             self.segments.unpin(segment)
+            point()
             result = self._read_disk(buf, span, skip, segment, index)
             self.segments.disk_unpin(segment)
             count64(&self.map.counters[MISSES], run)
@@ -276,6 +279,7 @@ cdef class Log:
                 return got
             memcpy(self._page_at(segment, index), buf, <uint64_t> got << PAGE_SHIFT)
             rmap = self._rmap(segment)
+            point()
             for i in range(<uint64_t> got):
                 rmap[index + i] = page + i
             for i in range(<uint64_t> got):
@@ -293,6 +297,7 @@ cdef class Log:
 
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil:
         cdef uint64_t old = swap64(&self.map.page_table[page], entry)
+        point()
         self._count_same(old, entry)
         self.segments.retire(old)
 
@@ -331,6 +336,7 @@ cdef class Log:
             new = piece_entry(segment, index)
             if page_is_same(to, &word):
                 new = same_entry(word)
+            point()
             # The old segment is still pinned: its number cannot have come round to the same entry.
             if cas64(&self.map.page_table[page], old, new):
                 self._count_same(old, new)

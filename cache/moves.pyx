@@ -10,7 +10,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64
+from swaptide.cache.atomics cimport cas64, count64, point
 from swaptide.cache.entry cimport (
     CLEAN,
     DIRTY,
@@ -88,6 +88,7 @@ cdef class Moves:
             self.segments.unclaim(segment)
             return 0
         place = self.segments.place(segment)
+        point()
         image_make(image, self.log.map.slot(ram_of(place) - 1), &self.log.spill,
                    self.log.map.segment_table[segment].generation, disk_of(place) - 1,
                    self.log.map.segment_table[segment].count)
@@ -188,6 +189,7 @@ cdef class Moves:
             memcpy(self.log._page_at(to, to_index), piece, PAGE_BYTES)
             self.log._rmap(to)[to_index] = page
             self.segments.blend_age(age, 1)
+            point()
             # The source is claimed, so its number cannot come round: equal means unchanged.
             if cas64(&self.log.map.page_table[page], old, piece_entry(to, to_index)):
                 self.segments.cancel(segment, 1)

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
-from swaptide.cache.atomics cimport add32, count64, load32, load64, relax, store64
+from swaptide.cache.atomics cimport add32, count64, load32, load64, point, relax, store64
 from swaptide.cache.entry cimport (
     CLEAN,
     DIRTY,
@@ -119,7 +119,10 @@ cdef class Segments:
         add32(&self.pins[segment], 1)
 
     cdef void unpin(self, uint32_t segment) noexcept nogil:
-        if add32(&self.pins[segment], -1) == 0 and state_of(self.place(segment)) == DYING:
+        if add32(&self.pins[segment], -1) != 0:
+            return
+        point()
+        if state_of(self.place(segment)) == DYING:
             self._reap_unlocked(segment)
 
     cdef void disk_pin(self, uint32_t segment) noexcept nogil:
@@ -457,6 +460,7 @@ cdef class Segments:
         self._unlink(segment)
         self.set_place(segment, place_of(DISK, 0, disk_of(place)))
         pthread_mutex_unlock(&self.lock)
+        point()
         # Whoever pins from now on sees DISK; whoever pinned before may still be copying.
         if not self.wait_unpinned(segment):
             return

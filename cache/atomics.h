@@ -37,10 +37,18 @@ static inline void point(void)
     struct timespec pause = {0, 0};
     if (seed == 0)
         seed = (unsigned)(uintptr_t)&pause ^ (unsigned)time(NULL);
-    if (rand_r(&seed) % 16 == 0) {
-        pause.tv_nsec = rand_r(&seed) % 300000;
-        nanosleep(&pause, NULL);
+    /* Mostly shorter than a copy; sometimes long enough for a whole segment to die and be filled anew. */
+    switch (rand_r(&seed) % 256) {
+    case 0: case 1: case 2: case 3: case 4: case 5: case 6: case 7:
+        pause.tv_nsec = rand_r(&seed) % 100000;
+        break;
+    case 8:
+        pause.tv_nsec = rand_r(&seed) % 40000000;
+        break;
+    default:
+        return;
     }
+    nanosleep(&pause, NULL);
 }
 #else
 static inline void point(void) {}

@@ -43,6 +43,11 @@ vm-test: setup ## every guest scenario (ACCEL=kvm|tcg)
 test-long: setup ## the tests that take minutes, without guests
 	@$(PYTEST) -m "long and not guest" $(ARGS)
 
+.PHONY: race
+race: setup ## the race and model tests on a build whose threads dawdle at the dangerous places
+	@SWAPTIDE_POINTS=1 $(PYTHON) setup.py -q build --build-temp build/points-objects --build-lib build/points
+	@PYTHONPATH=build/points $(PYTEST) tests/unit/test_cache_race.py tests/real/test_model.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## ruff, mypy strict, cython-lint
 	@.venv/bin/ruff check .

@@ -277,6 +277,7 @@ cdef class Log:
             got = self.segments.reserve(GUEST, <uint32_t> run, waiter, &segment, &index)
             if got < 0:
                 return got
+            point()
             memcpy(self._page_at(segment, index), buf, <uint64_t> got << PAGE_SHIFT)
             rmap = self._rmap(segment)
             point()

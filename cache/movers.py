@@ -26,6 +26,8 @@ SPILLERS: Final = 4
 # A segment in RAM with at most this share of live pages is cleaned rather than written out: below it,
 # copying what lives costs less than writing everything.
 CLEAN_RAM_PIECES: Final = int(geometry.PIECES_PER_SEGMENT * 0.75)
+# Free RAM slots beyond twice the wish that are kept before any is given back.
+SPARE_SLOTS: Final = 4
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
@@ -52,9 +54,10 @@ class Snapshot(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Moves to start now."""
+    """Moves to start now; `release` free slots are given back as well, since nobody will need them soon."""
 
     punch: bool
+    release: int
     drop: int
     spill: int
     populate: int
@@ -91,7 +94,10 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
     disk_low = max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
-    return Plan(punch, drop, spill, populate, clean_ram, now.disk_free <= disk_low)
+    # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
+    keep = 2 * wanted + SPARE_SLOTS
+    release = now.free - keep if now.free > keep and not now.waiting else 0
+    return Plan(punch, release, drop, spill, populate, clean_ram, now.disk_free <= disk_low)
 
 
 class Movers:
@@ -144,9 +150,9 @@ class Movers:
     def _start(self, now: Snapshot) -> None:
         emptiest = geometry.PIECES_PER_SEGMENT if self._cleaning else self._segments.emptiest_in_ram()
         todo = plan(now, self._spilling, emptiest)
-        if (todo.punch or todo.drop) and not self._moving_memory:
+        if (todo.punch or todo.drop or todo.release) and not self._moving_memory:
             self._moving_memory = True
-            self._spawn(self._give_back(todo.drop))
+            self._spawn(self._give_back(todo.drop, todo.release))
         for _ in range(todo.spill):
             self._spilling += 1
             self._spawn(self._spill(self._idle_workers.pop()))
@@ -168,15 +174,15 @@ class Movers:
             log.error("move failed", exc_info=task.exception())
         self._awake.set()
 
-    async def _give_back(self, drop: int) -> None:
+    async def _give_back(self, drop: int, release: int) -> None:
         try:
-            await self._call(self._drop_and_punch, drop)
+            await self._call(self._drop_and_punch, drop, release)
         finally:
             self._moving_memory = False
 
-    def _drop_and_punch(self, drop: int) -> None:
+    def _drop_and_punch(self, drop: int, release: int) -> None:
         self._moves.drop(drop)
-        self._moves.punch()
+        self._moves.punch(release)
 
     async def _spill(self, worker: int) -> None:
         try:

@@ -50,7 +50,6 @@ cdef class Moves:
     cdef Segments segments
     cdef char *memory
     cdef int spillers
-    cdef readonly int last_error
 
     def __cinit__(self, Log log, Segments segments, int spillers):
         cdef void *memory
@@ -209,9 +208,9 @@ cdef class Moves:
             result = self.segments.populate(count)
         return result
 
-    def punch(self):
-        """Give back all RAM slots that are due; returns how many."""
+    def punch(self, uint32_t release):
+        """Give back all RAM slots that are due, and `release` free ones; returns how many."""
         cdef int result
         with nogil:
-            result = self.segments.punch()
+            result = self.segments.punch(release)
         return result

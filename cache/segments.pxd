@@ -80,7 +80,8 @@ cdef class Segments:
     cdef void drop(self, uint32_t segment) noexcept nogil
     cdef void mark_bad(self, uint32_t segment) noexcept nogil
     cdef int populate(self, uint32_t count) noexcept nogil
-    cdef int punch(self) noexcept nogil
+    cdef int punch(self, uint32_t release) noexcept nogil
+    cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
 
     cdef bint _open(self, int head) noexcept nogil
     cdef void _seal(self, int head) noexcept nogil

@@ -520,28 +520,12 @@ cdef class Segments:
             pthread_mutex_unlock(&self.lock)
         return 0
 
-    cdef int punch(self) noexcept nogil:
-        """Give the slots that are due back to the host; also free ones, while there are more than allowed."""
+    cdef int punch(self, uint32_t release) noexcept nogil:
+        """Give the slots that are due back to the host, free ones while there are more than allowed, and
+        `release` more free ones.  Returns how many."""
         cdef uint32_t slot
         cdef int done = 0
-        while True:
-            pthread_mutex_lock(&self.lock)
-            if self.n_punch_ram == 0 and self.populated > self.limit() and self.n_free_ram > 1:
-                self.n_free_ram -= 1
-                self.punch_ram[0] = self.free_ram[self.n_free_ram]
-                self.n_punch_ram = 1
-            if self.n_punch_ram == 0:
-                pthread_mutex_unlock(&self.lock)
-                return done
-            if self.populated - self.n_punch_ram < self.limit():
-                # The target rose meanwhile: use it instead.
-                self.n_punch_ram -= 1
-                self._free_slot(self.punch_ram[self.n_punch_ram])
-                pthread_mutex_unlock(&self.lock)
-                continue
-            self.n_punch_ram -= 1
-            slot = self.punch_ram[self.n_punch_ram]
-            pthread_mutex_unlock(&self.lock)
+        while self._take_due(&slot, &release):
             self.map.slot_punch(slot, 1)
             pthread_mutex_lock(&self.lock)
             self.populated -= 1
@@ -549,6 +533,28 @@ cdef class Segments:
             self.n_hole_ram += 1
             pthread_mutex_unlock(&self.lock)
             done += 1
+        return done
+
+    cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil:
+        """Take a slot that is to be given back off its list; it still counts as populated."""
+        cdef bint found = True
+        pthread_mutex_lock(&self.lock)
+        while self.n_punch_ram and self.populated - self.n_punch_ram < self.limit():
+            # The target rose meanwhile: use it instead.
+            self.n_punch_ram -= 1
+            self._free_slot(self.punch_ram[self.n_punch_ram])
+        if self.n_punch_ram:
+            self.n_punch_ram -= 1
+            slot[0] = self.punch_ram[self.n_punch_ram]
+        elif self.n_free_ram > 1 and (self.populated > self.limit() or release[0]):
+            if self.populated <= self.limit():
+                release[0] -= 1
+            self.n_free_ram -= 1
+            slot[0] = self.free_ram[self.n_free_ram]
+        else:
+            found = False
+        pthread_mutex_unlock(&self.lock)
+        return found
 
     cdef void kick(self) noexcept nogil:
         """Wake the movers; cheap when they are awake already."""

@@ -13,7 +13,7 @@ import nbdkit
 
 from swaptide.cache import engine, geometry
 from swaptide.cache.errors import SwaptideError
-from swaptide.nbdkit_plugin import hot, parameters
+from swaptide.nbdkit_plugin import hot, parameters, quit
 
 API_VERSION = 2
 
@@ -81,6 +81,7 @@ def after_fork() -> None:
     except (OSError, MemoryError) as error:
         _die(f"cannot start: {error}")
     hot.serve(disk.log)
+    quit.hang_up_first()
     log.info("serving id=%s size_bytes=%d", disk.identity.disk_id, disk.identity.size_bytes)
 
 

@@ -28,7 +28,7 @@ def snapshot(**changes: int) -> movers.Snapshot:
 
 def test_a_disk_at_rest_moves_nothing() -> None:
     todo = movers.plan(snapshot(), 0, PIECES)
-    assert todo == movers.Plan(False, 0, 0, 0, False, False)
+    assert todo == movers.Plan(False, 0, 0, 0, 0, False, False)
 
 
 def test_below_the_limit_free_slots_are_made_not_taken() -> None:
@@ -55,6 +55,12 @@ def test_clean_segments_are_dropped_before_any_is_written() -> None:
 def test_a_squeeze_gives_back_and_spills_with_all_hands() -> None:
     todo = movers.plan(snapshot(limit=10, clean=5), 0, PIECES)
     assert todo.punch and todo.drop == 5 and todo.spill == movers.SPILLERS and todo.populate == 0
+
+
+def test_what_a_trim_freed_is_given_back() -> None:
+    todo = movers.plan(snapshot(free=45, dirty=3), 0, PIECES)
+    assert 0 < todo.release < 45
+    assert movers.plan(snapshot(free=45, dirty=3, waiting=1), 0, PIECES).release == 0
 
 
 def test_a_full_disk_is_cleaned() -> None:

@@ -1,0 +1,3 @@
+"""Types of quit.pyx."""
+
+def hang_up_first() -> None: ...

@@ -1,0 +1,189 @@
+"""A guest swaps on a disk of ours, and what it reads back is what it wrote, whatever happens to the host.
+
+Each scenario fills and checks patterned memory, more than the guest has, while the cache is squeezed,
+killed or taken over.  One guest at a time.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm import machine, report, swaptided
+
+MIB = 1 << 20
+PHASE_SECONDS = 180.0
+DISK = "g1"
+
+pytestmark = pytest.mark.guest
+
+
+@contextlib.contextmanager
+def working_guest(
+    daemon: swaptided.Daemon, accelerator: str, *, memory_mib: int, work_mib: int, **work: str | int
+) -> Iterator[machine.Machine]:
+    """A guest that works on `work_mib` until it is told to stop, at most some minutes long."""
+    spec = machine.Spec(
+        accelerator,
+        memory_mib=memory_mib,
+        disk=daemon.qemu_arguments(DISK),
+        work={"mib": work_mib, "rounds": 0, "seconds": 240, "seed": work_mib, **work},
+    )
+    with machine.Machine(spec) as guest:
+        guest.wait_ready()
+        yield guest
+
+
+def wait_filled(guest: machine.Machine, work_mib: int) -> None:
+    """Wait until every page was written once."""
+    guest.wait_numbers(lambda n: n.filled == work_mib * 256, "filled memory", PHASE_SECONDS)
+
+
+def wait_checked(guest: machine.Machine, pages: int) -> None:
+    """Wait until that many more pages were checked."""
+    goal = guest.numbers.checked + pages
+    guest.wait_numbers(lambda n: n.checked >= goal, f"{pages} more checked pages", PHASE_SECONDS)
+
+
+def squeeze(daemon: swaptided.Daemon, ram_mib: int) -> None:
+    """Lower the cap; when the command is back, it holds, within one segment."""
+    daemon.set_ram(DISK, f"{ram_mib}M")
+    shown = daemon.show(DISK)
+    assert shown["cap_bytes"] == ram_mib * MIB
+    assert shown["ram_bytes"] <= (ram_mib + 2) * MIB
+
+
+def stop_and_judge(guest: machine.Machine) -> report.Numbers:
+    """Let the guest finish; it swapped, nothing was lost, its kernel saw no error."""
+    guest.say("stop")
+    result = guest.finish(PHASE_SECONDS)
+    assert (result.wrong, guest.wrong) == (0, []), guest.account("wrong pages")
+    assert guest.trouble == [], guest.account("the guest's kernel complains")
+    assert result.died == 0, guest.account("the work died")
+    assert result.pswpin > 0
+    assert result.pswpout > 0
+    return result
+
+
+def assert_spilled(daemon: swaptided.Daemon) -> None:
+    """Bytes went to disk and came back."""
+    shown = daemon.show(DISK)
+    assert shown["spill_written_bytes"] > 0
+    assert shown["spill_read_bytes"] > 0
+
+
+def test_small_guest_swaps_through_a_squeeze(daemon: swaptided.Daemon, accelerator: str) -> None:
+    daemon.add(DISK, size="512M", ram="192M")
+    with working_guest(daemon, accelerator, memory_mib=128, work_mib=192) as guest:
+        wait_filled(guest, 192)
+        squeeze(daemon, 32)
+        wait_checked(guest, 60_000)
+        daemon.set_ram(DISK, "192M")
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("discard", ["no", "yes"])
+def test_guest_swaps_through_squeeze_and_relief(
+    daemon: swaptided.Daemon, accelerator: str, discard: str
+) -> None:
+    daemon.add(DISK, size="1G", ram="512M")
+    # Linux discards pages as it frees them only on a disk that it does not take for a rotational one.
+    work = {"discard": discard, "rotational": 0 if discard == "yes" else "keep"}
+    with working_guest(daemon, accelerator, memory_mib=192, work_mib=384, **work) as guest:
+        wait_filled(guest, 384)
+        wait_checked(guest, 20_000)
+        squeeze(daemon, 48)
+        wait_checked(guest, 120_000)
+        daemon.set_ram(DISK, "512M")
+        wait_checked(guest, 50_000)
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+    if discard == "yes":  # what the ended work had swapped out is given up
+        assert daemon.show(DISK)["stored_pages"] < 384 * 256 // 4
+
+
+@pytest.mark.long
+def test_pages_that_are_zero_or_alike(daemon: swaptided.Daemon, accelerator: str) -> None:
+    daemon.add(DISK, size="1G", ram="512M")
+    with working_guest(daemon, accelerator, memory_mib=192, work_mib=384, zero=30, same=30) as guest:
+        wait_filled(guest, 384)
+        squeeze(daemon, 48)
+        wait_checked(guest, 100_000)
+        assert daemon.show(DISK)["same_filled_pages"] > 0
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+
+
+@pytest.mark.long
+def test_ready_swap_label_and_swapoff(daemon: swaptided.Daemon, accelerator: str) -> None:
+    daemon.add(DISK, size="1G", ram="512M", swap_label="tide")
+    with working_guest(
+        daemon, accelerator, memory_mib=192, work_mib=384, swap="label:tide", swapoff=1
+    ) as guest:
+        swap = guest.wait_for(lambda r: r.kind == "SWAP", "swap area", PHASE_SECONDS)
+        assert swap.fields["made"] == "0"
+        wait_filled(guest, 384)
+        squeeze(daemon, 48)
+        guest.say("stop")
+        off = guest.wait_for(lambda r: r.kind == "SWAPOFF", "end of swapoff", PHASE_SECONDS)
+        assert off.fields["errno"] == "0"
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+
+
+def replace_backend(daemon: swaptided.Daemon) -> None:
+    """SIGKILL the nbdkit and wait for the one that the daemon starts in its place."""
+    daemon.wait_backend(DISK, not_pid=daemon.kill_backend(DISK))
+
+
+@pytest.mark.long
+def test_killed_backend_loses_no_page(daemon: swaptided.Daemon, accelerator: str) -> None:
+    daemon.add(DISK, size="1G", ram="512M")
+    with working_guest(daemon, accelerator, memory_mib=192, work_mib=384, workers=2, rewrite=50) as guest:
+        guest.wait_numbers(lambda n: n.pswpout > 20_000, "pages on their way out", PHASE_SECONDS)
+        replace_backend(daemon)
+        wait_filled(guest, 384)
+        with daemon.begin_set_ram(DISK, "48M") as command:  # killed while the squeeze is under way
+            replace_backend(daemon)
+            said = command.communicate()[0]
+        assert command.returncode == 0, said
+        wait_checked(guest, 20_000)
+        replace_backend(daemon)
+        wait_checked(guest, 60_000)
+        assert daemon.show(DISK)["ram_bytes"] <= 50 * MIB
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+
+
+@pytest.mark.long
+def test_killed_daemon_and_backend_lose_no_page(daemon: swaptided.Daemon, accelerator: str) -> None:
+    daemon.add(DISK, size="1G", ram="64M")
+    with working_guest(daemon, accelerator, memory_mib=192, work_mib=384, workers=2) as guest:
+        wait_filled(guest, 384)
+        daemon.stop(kill=True, backends=True)
+        # Nobody serves; the guest waits in its requests, and its console with it.
+        for _ in guest.reports(3):
+            pass
+        daemon.start()
+        wait_checked(guest, 60_000)
+        stop_and_judge(guest)
+    assert_spilled(daemon)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kill", [False, True], ids=["sigterm", "sigkill"])
+def test_next_daemon_adopts_the_disk(daemon: swaptided.Daemon, accelerator: str, kill: bool) -> None:
+    daemon.add(DISK, size="1G", ram="512M")
+    with working_guest(daemon, accelerator, memory_mib=192, work_mib=384) as guest:
+        wait_filled(guest, 384)
+        backend = daemon.show(DISK)["pid"]
+        daemon.stop(kill=kill)
+        wait_checked(guest, 20_000)
+        daemon.start()
+        assert daemon.show(DISK)["pid"] == backend
+        squeeze(daemon, 48)
+        wait_checked(guest, 50_000)
+        stop_and_judge(guest)
+    assert_spilled(daemon)

@@ -108,7 +108,8 @@ def serve(Log log):
 
 def stop_keeping():
     """Thread states that still live are left to the end of the process."""
-    kept_close()
+    with nogil:
+        kept_close()
 
 
 def kept():

@@ -6,6 +6,7 @@ So the clients' sockets are shut down first: what was not answered by then is se
 """
 
 import os
+import stat
 
 from libc cimport errno
 from libc.stdint cimport uintptr_t
@@ -50,13 +51,21 @@ cdef void on_signal(int number) noexcept nogil:
     errno.errno = saved
 
 
+def is_socket(fd):
+    """Whether `fd` is a socket now; what listed it may be closed already."""
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def hang_up_first():
-    """Install the handlers.  Every descriptor that is open now is taken for the server's own, not a client's."""
+    """Install the handlers.  Every socket that is open now is taken for the server's own, not a client's."""
     cdef sigaction_t action
     cdef int number
     cdef int[SIGNALS] numbers = [SIGHUP, SIGINT, SIGQUIT, SIGTERM]
     for name in os.listdir("/proc/self/fd"):
-        if int(name) < MAX_FD:
+        if int(name) < MAX_FD and is_socket(int(name)):
             _ours[int(name)] = 1
     for number in numbers:
         sigemptyset(&action.sa_mask)

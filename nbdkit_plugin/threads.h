@@ -10,22 +10,27 @@
 
 #include <Python.h>
 #include <pthread.h>
+#include <unistd.h>
 
 static pthread_key_t kept_key;
 static int kept_ready;
 static int kept_closing;
 static long kept_count;
+static long kept_releasing;
 static __thread int kept_here;
 
 static void kept_release(void *state)
 {
-    /* After the plugin was told to clean up, the interpreter may end at any moment; the process does too. */
-    if (__atomic_load_n(&kept_closing, __ATOMIC_SEQ_CST) || !Py_IsInitialized())
-        return;
-    PyEval_RestoreThread((PyThreadState *)state);
-    __atomic_fetch_sub(&kept_count, 1, __ATOMIC_RELAXED);
-    PyThreadState_Clear((PyThreadState *)state);
-    PyThreadState_DeleteCurrent();
+    /* Counted before looking: kept_close sets its flag before it waits for the count.  Whoever comes later
+     * leaves the state to the end of the process; taking the GIL of an interpreter that ends would abort. */
+    __atomic_fetch_add(&kept_releasing, 1, __ATOMIC_SEQ_CST);
+    if (!__atomic_load_n(&kept_closing, __ATOMIC_SEQ_CST)) {
+        PyEval_RestoreThread((PyThreadState *)state);
+        __atomic_fetch_sub(&kept_count, 1, __ATOMIC_RELAXED);
+        PyThreadState_Clear((PyThreadState *)state);
+        PyThreadState_DeleteCurrent();
+    }
+    __atomic_fetch_sub(&kept_releasing, 1, __ATOMIC_SEQ_CST);
 }
 
 static int kept_setup(void)
@@ -48,6 +53,13 @@ static inline void kept_keep(void)
 }
 
 static inline long kept_threads(void) { return __atomic_load_n(&kept_count, __ATOMIC_RELAXED); }
-static inline void kept_close(void) { __atomic_store_n(&kept_closing, 1, __ATOMIC_SEQ_CST); }
+
+/* Call without the GIL, which threads that end right now may need. */
+static inline void kept_close(void)
+{
+    __atomic_store_n(&kept_closing, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&kept_releasing, __ATOMIC_SEQ_CST) != 0)
+        usleep(100);
+}
 
 #endif

@@ -47,7 +47,7 @@ cdef void on_signal(int number) noexcept nogil:
             shutdown(fd, SHUT_RDWR)
     # Neither SIG_DFL (0) nor SIG_IGN (1), but nbdkit's own.
     if <uintptr_t> _before[number].sa_handler > 1:
-        (<handler_t> _before[number].sa_handler)(number)
+        (<handler_t> <void *> _before[number].sa_handler)(number)
     errno.errno = saved
 
 

@@ -8,7 +8,8 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("SWAPTIDE_SANITIZE", "")
 # Threads dawdle at the dangerous places: see point() in cache/atomics.h, and `make race`.
-MACROS: list[tuple[str, str | None]] = [("SWAPTIDE_POINTS", None)] if os.environ.get("SWAPTIDE_POINTS") else []
+POINTS: list[tuple[str, str | None]] = [("SWAPTIDE_POINTS", None)]
+MACROS = POINTS if os.environ.get("SWAPTIDE_POINTS") else []
 FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 

@@ -60,9 +60,11 @@ def _limit(group: pathlib.Path) -> int | None:
 
 def _room(group: pathlib.Path) -> int | None:
     limit = _limit(group)
+    if limit is None:
+        return None
     used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes")
     stat = _read(group / "memory.stat")
-    if limit is None or used is None or stat is None:
+    if used is None or stat is None:
         return None
     values = dict(line.split() for line in stat.splitlines())
     # v1 has the totals of the whole subtree under another name.

@@ -94,6 +94,7 @@ class Engine:
         try:
             if first_page is not None:
                 engine._write_first(first_page)
+            state.publish()
         except BaseException:
             engine.abandon()
             raise

@@ -87,7 +87,10 @@ class Governor:
     def apply(self) -> None:
         """Take over the target and measure the memory that counts against it."""
         target = self._control("target_bytes")
-        private = self._meter.now_bytes()
+        try:
+            private = self._meter.now_bytes()
+        except OSError:  # no descriptor to be had, for example: the last figure has to do
+            private = self._counter("private_bytes")
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
         self._segments.set_budget(target, max(0, max(private, buffers) - self._base_bytes))
         self._put("private_bytes", private)

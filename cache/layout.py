@@ -60,5 +60,6 @@ COUNTERS: Final = (
     "disk_slots_used",
     "degraded",  # 1 while the spill store fails
     "ram_blocked",  # 1 while the host (cgroup, tmpfs) refuses memory below the target
+    "log_clock",  # counts the lives of all segments; the one word here that the log itself relies on
 )
 WORD: Final = struct.Struct("<Q")

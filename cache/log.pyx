@@ -13,7 +13,7 @@ but for a wait at the cap and for the disk, no time.
 import errno
 import os
 
-from libc.errno cimport EAGAIN, EIO, ENOMEM
+from libc.errno cimport EAGAIN, EIO
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -263,8 +263,9 @@ cdef class Log:
         cdef uint64_t *rmap
         cdef int got
         while pages:
-            if self.map.page_ensure(page) != 0:
-                return -ENOMEM
+            got = self.segments.ensure_page(page, waiter)
+            if got != 0:
+                return got
             if page_is_same(buf, &word):
                 self._publish(page, same_entry(word))
                 page += 1
@@ -272,7 +273,9 @@ cdef class Log:
                 buf += PAGE_BYTES
                 continue
             run = 1
-            while run < pages and not page_is_same(buf + (run << PAGE_SHIFT), &word):
+            # A run ends where its table would have to grow: that may wait, and whoever waits holds nothing.
+            while (run < pages and self.map.page_ready(page + run)
+                    and not page_is_same(buf + (run << PAGE_SHIFT), &word)):
                 run += 1
             got = self.segments.reserve(GUEST, <uint32_t> run, waiter, &segment, &index)
             if got < 0:
@@ -284,11 +287,6 @@ cdef class Log:
             for i in range(<uint64_t> got):
                 rmap[index + i] = page + i
             for i in range(<uint64_t> got):
-                if self.map.page_ensure(page + i) != 0:
-                    # Only the first page's table piece was sure; the rest of the run is not written.
-                    self.segments.cancel(segment, <int32_t> (got - i))
-                    self.segments.unpin(segment)
-                    return -ENOMEM
                 self._publish(page + i, piece_entry(segment, <uint32_t> (index + i)))
             self.segments.unpin(segment)
             page += <uint64_t> got
@@ -314,8 +312,9 @@ cdef class Log:
         cdef uint64_t old, new
         cdef char *to
         cdef int result
-        if self.map.page_ensure(page) != 0:
-            return -ENOMEM
+        result = self.segments.ensure_page(page, waiter)
+        if result != 0:
+            return result
         # Room first: whoever waits for RAM holds no pin and no stripe.
         result = self.segments.reserve(GUEST, 1, waiter, &segment, &index)
         if result < 0:
@@ -402,8 +401,9 @@ cdef class Log:
                     part = count
             elif part == PAGE_BYTES:
                 if keep:
-                    if self.map.page_ensure(page) != 0:
-                        return -ENOMEM
+                    result = self.segments.ensure_page(page, waiter)
+                    if result != 0:
+                        return result
                     self._publish(page, same_entry(0))
                 elif load64(&self.map.page_table[page]) != ABSENT:
                     self._publish(page, ABSENT)

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple, TypeVar
 
@@ -33,6 +34,12 @@ DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
 # After a failure of the store or the host, in seconds.
 BACK_OFF_SECONDS: Final = 0.1
+# Where there was nothing to do after all.
+PAUSE_SECONDS: Final = 0.01
+# Reading the cgroups' files takes tens of microseconds, and a busy disk looks thousands of times a second.
+ASK_HOST_SECONDS: Final = 0.02
+# How long a segment whose read failed is left alone.
+FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
 # Left free below a memory cgroup's limit, in bytes: request buffers (16 MiB) and what the kernel charges.
 CGROUP_MARGIN_BYTES: Final = 24 << 20
@@ -93,6 +100,8 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
     populate = 0
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
+    elif now.free + now.to_punch + now.writing + now.clean + spilling == 0:
+        populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     disk_low = max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
     keep = 2 * wanted + SPARE_SLOTS
@@ -114,6 +123,8 @@ class Movers:
         self._populating = False
         self._moving_memory = False
         self._headroom = cgroup.Headroom()
+        self._room: int | None = None
+        self._ask_host_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
         self.degraded = False
@@ -143,9 +154,26 @@ class Movers:
         self._awake.set()
 
     def _look(self) -> Snapshot:
+        self._ask_host()
+        if self._room is None or self._room > CGROUP_MARGIN_BYTES:
+            granted = self._segments.grant_tables()
+            if self._room is not None:
+                self._room -= granted
         now = Snapshot(*self._segments.snapshot())
         # Where the host gives no more, what there is has to do, whatever the target says.
         return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
+
+    def _ask_host(self) -> None:
+        """Have the cgroups' limits hold for the segments: up, and down where others have used the room."""
+        now = time.monotonic()
+        if now < self._ask_host_at:
+            return
+        self._ask_host_at = now + ASK_HOST_SECONDS
+        self._room = self._headroom.bytes()
+        if self._room is not None:
+            spare = (self._room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES
+            populated = Snapshot(*self._segments.snapshot()).populated
+            self._segments.set_host_limit(max(0, populated + spare))
 
     def _start(self, now: Snapshot) -> None:
         emptiest = geometry.PIECES_PER_SEGMENT if self._cleaning else self._segments.emptiest_in_ram()
@@ -176,13 +204,13 @@ class Movers:
 
     async def _give_back(self, drop: int, release: int) -> None:
         try:
-            await self._call(self._drop_and_punch, drop, release)
+            if not await self._call(self._drop_and_punch, drop, release):
+                await asyncio.sleep(PAUSE_SECONDS)  # whatever is clean is claimed by the cleaner
         finally:
             self._moving_memory = False
 
-    def _drop_and_punch(self, drop: int, release: int) -> None:
-        self._moves.drop(drop)
-        self._moves.punch(release)
+    def _drop_and_punch(self, drop: int, release: int) -> int:
+        return self._moves.drop(drop) + self._moves.punch(release)
 
     async def _spill(self, worker: int) -> None:
         try:
@@ -192,7 +220,7 @@ class Movers:
             elif result > 0:
                 self._store_works()
             else:
-                await asyncio.sleep(BACK_OFF_SECONDS / 10)  # nothing may be written now: the cleaner is at it
+                await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
         finally:
             self._spilling -= 1
             self._idle_workers.append(worker)
@@ -227,22 +255,20 @@ class Movers:
 
     def _try_populate(self, count: int) -> bool:
         room = self._headroom.bytes()
-        if room is not None and room < count * geometry.SEGMENT_BYTES + CGROUP_MARGIN_BYTES:
-            count = (room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES
-            if count <= 0:
-                return False
-        return self._moves.populate(count) == 0
+        if room is not None:
+            count = min(count, (room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES)
+        return count > 0 and self._moves.populate(count) == 0
 
     async def _clean(self, on_disk: bool) -> None:
         below = geometry.PIECES_PER_SEGMENT if on_disk else CLEAN_RAM_PIECES
         try:
             result = await self._call(self._moves.clean, on_disk, below)
             if result == 0:
-                await asyncio.sleep(BACK_OFF_SECONDS / 10)
+                await asyncio.sleep(PAUSE_SECONDS)
             elif result < 0:
-                log.error(
-                    "segment cannot be read back error=%s; its pages are I/O errors", os.strerror(-result)
-                )
+                log.error("segment cannot be read back: %s; its pages are I/O errors", os.strerror(-result))
+                asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
+                await asyncio.sleep(BACK_OFF_SECONDS)
         finally:
             self._cleaning = False
 

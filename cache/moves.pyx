@@ -4,7 +4,7 @@ Called by the movers in worker threads; each call releases the GIL for all of it
 nothing.  What to move, and when, is decided in movers.py.
 """
 
-from libc.errno cimport EAGAIN, EIO
+from libc.errno cimport EAGAIN, EBADMSG
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -32,7 +32,7 @@ from swaptide.cache.image cimport (
     piece_check,
 )
 from swaptide.cache.log cimport Log
-from swaptide.cache.segments cimport COLD, NO_SEGMENT, Segments, Waiter
+from swaptide.cache.segments cimport BAD_FLAG, COLD, NO_SEGMENT, SUSPECT_FLAG, Segments, Waiter
 from swaptide.cache.words cimport (
     CLEANED_PAGES,
     CLEANED_SEGMENTS,
@@ -115,6 +115,8 @@ cdef class Moves:
     def clean(self, bint on_disk, int below):
         """Move the live pages out of the emptiest segment that has fewer than `below` of them.
 
+        A segment whose tags do not match is left alone from now on, one whose read failed for a while.
+
         Returns the pages moved plus one; 0 where there is no such segment; -errno where it could not be read.
         """
         cdef int result
@@ -136,8 +138,10 @@ cdef class Moves:
             result = self._move_live(segment, self.log.map.slot(ram_of(place) - 1), True, 0)
         else:
             result = self._clean_from_disk(segment, disk_of(place) - 1)
-        if result < 0 and result != -EAGAIN:
-            self.segments.mark_bad(segment)
+        if result == -EBADMSG:
+            self.segments.mark(segment, BAD_FLAG)
+        elif result < 0 and result != -EAGAIN:
+            self.segments.mark(segment, SUSPECT_FLAG)
         elif result >= 0:
             count64(&self.log.map.counters[CLEANED_SEGMENTS], 1)
             count64(&self.log.map.counters[CLEANED_PAGES], result)
@@ -154,7 +158,7 @@ cdef class Moves:
         if result == 0:
             count64(&self.log.map.counters[SPILL_READ_BYTES], SEGMENT_BYTES)
             if not image_check(image, &self.log.spill, self.log.map.segment_table[segment].generation, slot):
-                result = -EIO
+                result = -EBADMSG
         if result != 0:
             count64(&self.log.map.counters[SPILL_READ_ERRORS], 1)
             return result
@@ -198,7 +202,7 @@ cdef class Moves:
             self.segments.unpin(to)
         if failed:
             count64(&self.log.map.counters[SPILL_READ_ERRORS], failed)
-            return -EIO
+            return -EBADMSG
         return moved
 
     def populate(self, uint32_t count):

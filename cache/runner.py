@@ -4,6 +4,7 @@ The loop is this thread's alone; other threads only ask it to end.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -34,7 +35,8 @@ class Runner:
     def stop(self) -> None:
         """Cancel both and wait for the thread; a move under way is finished first."""
         if self._loop is not None and self._main is not None:
-            self._loop.call_soon_threadsafe(self._main.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop ended before
+                self._loop.call_soon_threadsafe(self._main.cancel)
         self._thread.join()
 
     def _body(self) -> None:

@@ -8,7 +8,8 @@ from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
 cdef enum:
     NO_SEGMENT = 0xffffffff
     COLD_FLAG = 1       # written by the cleaner
-    BAD_FLAG = 2        # a piece of it could not be read; the cleaner leaves it alone
+    BAD_FLAG = 2        # its tags do not match; the cleaner leaves it alone until a restart
+    SUSPECT_FLAG = 4    # its read failed; tried again after a while
 
 cdef enum:
     GUEST = 0
@@ -48,17 +49,19 @@ cdef class Segments:
     cdef uint32_t used_ids, used_ram, used_disk     # high-water marks: numbers never used lie above
     cdef uint32_t populated, populating, clean_segments, dirty_segments, writing_segments
     cdef uint32_t coldest, youngest
-    cdef uint64_t clock
     cdef uint32_t waiting, gift
     cdef OpenSegment heads[2]
     cdef uint64_t target_bytes
     cdef uint64_t private_bytes
+    cdef uint64_t charged_bytes, granted_bytes      # of the tables: counted in the limit, and usable
+    cdef uint32_t host_limit
     cdef bint stopping
     cdef int kick_fd
     cdef int32_t kicked
 
     cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment,
                      uint32_t *index) noexcept nogil
+    cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil
     cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil
     cdef void retire(self, uint64_t entry) noexcept nogil
     cdef void pin(self, uint32_t segment) noexcept nogil
@@ -78,11 +81,15 @@ cdef class Segments:
     cdef bint begin_write(self, uint32_t segment) noexcept nogil
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil
     cdef void drop(self, uint32_t segment) noexcept nogil
-    cdef void mark_bad(self, uint32_t segment) noexcept nogil
+    cdef void mark(self, uint32_t segment, uint32_t flag) noexcept nogil
     cdef int populate(self, uint32_t count) noexcept nogil
     cdef int punch(self, uint32_t release) noexcept nogil
     cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
 
+    cdef int _wait(self, Waiter *waiter, bint *stalled) noexcept nogil
+    cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil
+    cdef bint _wants_grant(self) noexcept nogil
+    cdef bint _lacks_cleaner_slot(self) noexcept nogil
     cdef bint _open(self, int head) noexcept nogil
     cdef void _seal(self, int head) noexcept nogil
     cdef void _reap(self, uint32_t segment) noexcept nogil

@@ -21,6 +21,7 @@ from swaptide.cache.entry cimport (
     DYING,
     FREE,
     OPEN,
+    PAGE_BYTES,
     PIECE,
     PIECES,
     SEGMENT_BYTES,
@@ -47,7 +48,7 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from swaptide.cache.words cimport STALLS
+from swaptide.cache.words cimport LOG_CLOCK, STALLS
 
 from swaptide.cache.errors import StateError
 
@@ -59,8 +60,8 @@ cdef enum:
     GIFT_EVERY = 4
     # How often a waiting writer looks whether its client is still there, in nanoseconds.
     WAIT_NS = 20000000
-    # Room for table pieces that appear between two looks at the budget.
-    HEADROOM_BYTES = 262144
+    # Tables grow by grants of this many bytes, each charged to the target before it may be used.
+    GRANT_BYTES = 2097152
     # Fewer slots than these cannot work; private memory that grows beyond all plans must not wedge
     # a disk that is at its floor (geometry.MIN_RAM_SLOTS, less the two of tolerance).
     LEAST_SLOTS = 6
@@ -91,6 +92,9 @@ cdef class Segments:
                 or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL):
             raise MemoryError()
         self.coldest = self.youngest = NO_SEGMENT
+        self.host_limit = map.ram_slots
+        self.granted_bytes = min(map.metadata_bytes() + GRANT_BYTES, map.tables_bytes)
+        self.charged_bytes = self.granted_bytes
         self.heads[GUEST].segment = self.heads[COLD].segment = NO_SEGMENT
         pthread_mutex_init(&self.lock, NULL)
         pthread_condattr_init(&attr)
@@ -176,33 +180,15 @@ cdef class Segments:
         that the segment cannot be taken for dead before their entries are published.
         """
         cdef uint32_t got
-        cdef timespec until
         cdef OpenSegment *open = &self.heads[head]
         cdef bint stalled = False
+        cdef int result
         pthread_mutex_lock(&self.lock)
-        while True:
-            if open.segment != NO_SEGMENT or self._open(head):
-                break
-            self.kick()
-            if waiter == NULL or self.stopping:
+        while open.segment == NO_SEGMENT and not self._open(head):
+            result = self._wait(waiter, &stalled)
+            if result != 0:
                 pthread_mutex_unlock(&self.lock)
-                return -ESHUTDOWN if self.stopping else -EAGAIN
-            if not stalled:
-                stalled = True
-                count64(&self.map.counters[STALLS], 1)
-            clock_gettime(CLOCK_MONOTONIC, &until)
-            until.tv_nsec += WAIT_NS
-            if until.tv_nsec >= 1000000000:
-                until.tv_sec += 1
-                until.tv_nsec -= 1000000000
-            self.waiting += 1
-            pthread_cond_timedwait(&self.freed, &self.lock, &until)
-            self.waiting -= 1
-            if waiter.alive != NULL:
-                pthread_mutex_unlock(&self.lock)
-                if not waiter.alive(waiter.arg):
-                    return -ESHUTDOWN
-                pthread_mutex_lock(&self.lock)
+                return result
         got = PIECES - open.fill
         if got > want:
             got = want
@@ -217,6 +203,58 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
         return <int> got
 
+    cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil:
+        """Have the page's piece of the table; it is memory like any other, so this may wait as `reserve` does."""
+        cdef bint stalled = False
+        cdef int result = 0
+        if self.map.page_ready(page):
+            return 0
+        pthread_mutex_lock(&self.lock)
+        while True:
+            if self.map.metadata_bytes() + PAGE_BYTES <= self.granted_bytes or self.map.page_ready(page):
+                if self.map.page_ensure(page) == 0:
+                    break
+            result = self._wait(waiter, &stalled)
+            if result != 0:
+                break
+        if self._wants_grant():
+            self.kick()
+        pthread_mutex_unlock(&self.lock)
+        return result
+
+    cdef bint _wants_grant(self) noexcept nogil:
+        return (self.granted_bytes < self.map.metadata_bytes() + GRANT_BYTES / 2
+                and self.granted_bytes < self.map.tables_bytes)
+
+    cdef int _wait(self, Waiter *waiter, bint *stalled) noexcept nogil:
+        """Wait a little for memory; called with the lock, which is given up meanwhile.
+
+        0, or a negative errno to give up with.
+        """
+        cdef timespec until
+        cdef bint alive = True
+        self.kick()
+        if self.stopping:
+            return -ESHUTDOWN
+        if waiter == NULL:
+            return -EAGAIN
+        if not stalled[0]:
+            stalled[0] = True
+            count64(&self.map.counters[STALLS], 1)
+        clock_gettime(CLOCK_MONOTONIC, &until)
+        until.tv_nsec += WAIT_NS
+        if until.tv_nsec >= 1000000000:
+            until.tv_sec += 1
+            until.tv_nsec -= 1000000000
+        self.waiting += 1
+        pthread_cond_timedwait(&self.freed, &self.lock, &until)
+        self.waiting -= 1
+        if waiter.alive != NULL:
+            pthread_mutex_unlock(&self.lock)
+            alive = waiter.alive(waiter.arg)
+            pthread_mutex_lock(&self.lock)
+        return 0 if alive else -ESHUTDOWN
+
     cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil:
         """Give up reserved pieces, or pieces whose entry went elsewhere."""
         if add32(&self.live[segment], -pieces) == 0:
@@ -228,12 +266,13 @@ cdef class Segments:
             self.cancel(segment_of(entry), 1)
 
     cdef bint _may_take_slot(self, int head) noexcept nogil:
-        # The last free slot belongs to the cleaner while it has no open segment.
-        cdef uint32_t keep = 1 if head == GUEST and self.heads[COLD].segment == NO_SEGMENT else 0
-        return self.n_free_ram > keep
+        # The last free slot is the cleaner's, always: also while its segment is open, since the next one
+        # is needed at the moment that one is full, in the middle of a victim.
+        return self.n_free_ram > (1 if head == GUEST else 0)
 
     cdef bint _open(self, int head) noexcept nogil:
         cdef uint32_t segment, slot
+        cdef uint64_t clock
         cdef SegmentEntry *entry
         if not self._may_take_slot(head):
             return False
@@ -248,9 +287,12 @@ cdef class Segments:
         self.n_free_ram -= 1
         slot = self.free_ram[self.n_free_ram]
         entry = &self.map.segment_table[segment]
-        self.clock += 1
-        entry.generation += 1
-        entry.age = self.clock
+        # Never the same twice, not for another segment and not after a restart: it is stored before it
+        # is used, and every tag on disk is bound to it.
+        clock = self.map.counters[LOG_CLOCK] + 1
+        store64(&self.map.counters[LOG_CLOCK], clock)
+        entry.generation = clock
+        entry.age = clock
         entry.count = 0
         entry.flags = COLD_FLAG if head == COLD else 0
         self.set_place(segment, place_of(OPEN, slot + 1, 0))
@@ -316,7 +358,7 @@ cdef class Segments:
 
     cdef void _free_slot(self, uint32_t slot) noexcept nogil:
         cdef bint give = self.populated - self.n_punch_ram <= self.limit()
-        if not give and self.n_free_ram == 0 and self.heads[COLD].segment == NO_SEGMENT:
+        if not give and self.n_free_ram == 0:
             give = True     # the cleaner's, see _may_take_slot
         elif not give and self.waiting:
             self.gift += 1
@@ -387,25 +429,27 @@ cdef class Segments:
         """Claim the sealed segment with the fewest live pieces, fewer than `below`, in RAM or on disk."""
         cdef uint32_t segment, best = NO_SEGMENT
         cdef int32_t live, least = below
-        cdef int state
-        pthread_mutex_lock(&self.lock)
+        # Looked for without the lock, since a large disk has many; judged again with it.
         for segment in range(self.used_ids):
             live = self.live[segment]
-            if live >= least or self.claimed[segment]:
-                continue
-            state = state_of(self.map.segment_table[segment].place)
-            if on_disk and state != DISK and state != CLEAN:
-                continue
-            if not on_disk and state != DIRTY and state != CLEAN:
-                continue
-            if self.map.segment_table[segment].flags & BAD_FLAG:
-                continue
-            best = segment
-            least = live
-        if best != NO_SEGMENT:
+            if live < least and self._is_cleanable(segment, on_disk):
+                best = segment
+                least = live
+        if best == NO_SEGMENT:
+            return NO_SEGMENT
+        pthread_mutex_lock(&self.lock)
+        if self.live[best] < below and self._is_cleanable(best, on_disk):
             self.claimed[best] = 1
+        else:
+            best = NO_SEGMENT
         pthread_mutex_unlock(&self.lock)
         return best
+
+    cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil:
+        cdef int state = state_of(self.place(segment))
+        if self.claimed[segment] or self.map.segment_table[segment].flags & (BAD_FLAG | SUSPECT_FLAG):
+            return False
+        return state == CLEAN or state == (DISK if on_disk else DIRTY)
 
     cdef void unclaim(self, uint32_t segment) noexcept nogil:
         pthread_mutex_lock(&self.lock)
@@ -470,20 +514,34 @@ cdef class Segments:
         self._reap(segment)
         pthread_mutex_unlock(&self.lock)
 
-    cdef void mark_bad(self, uint32_t segment) noexcept nogil:
+    cdef void mark(self, uint32_t segment, uint32_t flag) noexcept nogil:
         pthread_mutex_lock(&self.lock)
-        self.map.segment_table[segment].flags = self.map.segment_table[segment].flags | <uint32_t> BAD_FLAG
+        self.map.segment_table[segment].flags = self.map.segment_table[segment].flags | flag
         pthread_mutex_unlock(&self.lock)
+
+    def forgive(self):
+        """Have segments whose read failed be tried again."""
+        cdef uint32_t segment
+        with nogil:
+            for segment in range(self.used_ids):
+                if self.map.segment_table[segment].flags & SUSPECT_FLAG:
+                    pthread_mutex_lock(&self.lock)
+                    self.map.segment_table[segment].flags = (self.map.segment_table[segment].flags
+                                                             & ~<uint32_t> SUSPECT_FLAG)
+                    pthread_mutex_unlock(&self.lock)
 
     # RAM slots.
 
     cdef uint32_t limit(self) noexcept nogil:
         """How many RAM slots the target allows, the tables and private memory counted."""
-        cdef uint64_t other = self.map.metadata_bytes() + self.private_bytes + HEADROOM_BYTES
-        cdef uint64_t slots
-        if self.target_bytes < other + LEAST_SLOTS * SEGMENT_BYTES:
+        cdef uint64_t other = self.charged_bytes + self.private_bytes
+        cdef uint64_t slots = 0
+        if self.target_bytes > other:
+            slots = (self.target_bytes - other) / SEGMENT_BYTES
+        if slots > self.host_limit:
+            slots = self.host_limit
+        if slots < LEAST_SLOTS:
             return LEAST_SLOTS
-        slots = (self.target_bytes - other) / SEGMENT_BYTES
         return <uint32_t> slots if slots < self.map.ram_slots else self.map.ram_slots
 
     cdef int populate(self, uint32_t count) noexcept nogil:
@@ -492,7 +550,7 @@ cdef class Segments:
         cdef int failed
         for _i in range(count):
             pthread_mutex_lock(&self.lock)
-            if self.stopping or self.populated >= self.limit():
+            if self.stopping or (self.populated >= self.limit() and not self._lacks_cleaner_slot()):
                 pthread_mutex_unlock(&self.lock)
                 return 0
             if self.n_hole_ram:
@@ -519,6 +577,14 @@ cdef class Segments:
             self._free_slot(slot)
             pthread_mutex_unlock(&self.lock)
         return 0
+
+    cdef bint _lacks_cleaner_slot(self) noexcept nogil:
+        """Nothing is free, nothing will come free by itself, and the cleaner has no segment to work with.
+
+        So it may be after a restart under a lower target.  One slot over the target beats a dead disk.
+        """
+        return (self.n_free_ram == 0 and self.n_punch_ram == 0 and self.writing_segments == 0
+                and self.clean_segments == 0 and self.heads[COLD].segment == NO_SEGMENT)
 
     cdef int punch(self, uint32_t release) noexcept nogil:
         """Give the slots that are due back to the host, free ones while there are more than allowed, and
@@ -581,6 +647,30 @@ cdef class Segments:
         if self.populate(count) != 0:
             raise MemoryError("the host has no memory for the first segments")
 
+    def set_host_limit(self, uint32_t slots):
+        """What the host (its cgroups) allows in all, whatever the target says; in RAM slots."""
+        pthread_mutex_lock(&self.lock)
+        self.host_limit = slots
+        pthread_mutex_unlock(&self.lock)
+
+    def grant_tables(self):
+        """Let the tables grow further where they soon want to: charge first, grant once there is room.
+
+        Called at every look of the movers; a charge that does not fit yet makes them give slots back.
+        Returns the bytes granted.
+        """
+        cdef uint64_t before
+        pthread_mutex_lock(&self.lock)
+        before = self.granted_bytes
+        if self._wants_grant():
+            self.charged_bytes = min(self.granted_bytes + GRANT_BYTES, self.map.tables_bytes)
+            if self.populated <= self.limit():
+                self.granted_bytes = self.charged_bytes
+                pthread_cond_broadcast(&self.freed)
+        before = self.granted_bytes - before
+        pthread_mutex_unlock(&self.lock)
+        return before
+
     def wake_waiters(self):
         """Have every waiting writer look at once whether its client is still there."""
         pthread_mutex_lock(&self.lock)
@@ -596,21 +686,22 @@ cdef class Segments:
 
     def snapshot(self):
         """The numbers that decide what moves next, taken together: see movers.Snapshot."""
+        cdef uint32_t numbers[9]
+        # No Python object is made under the lock: that may run the collector, which may give up the GIL,
+        # and whoever takes it may want the lock.
         pthread_mutex_lock(&self.lock)
-        result = (
-            self.limit(),
-            self.populated,
-            self.n_free_ram,
-            self.n_punch_ram,
-            self.dirty_segments,
-            self.writing_segments,
-            self.clean_segments,
-            self.n_free_disk + self.map.disk_slots - self.used_disk,
-            self.map.disk_slots,
-            self.waiting,
-        )
+        numbers[0] = self.limit()
+        numbers[1] = self.populated
+        numbers[2] = self.n_free_ram
+        numbers[3] = self.n_punch_ram
+        numbers[4] = self.dirty_segments
+        numbers[5] = self.writing_segments
+        numbers[6] = self.clean_segments
+        numbers[7] = self.n_free_disk + self.map.disk_slots - self.used_disk
+        numbers[8] = self.waiting
         pthread_mutex_unlock(&self.lock)
-        return result
+        return (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
+                self.map.disk_slots, numbers[8])
 
     def emptiest_in_ram(self):
         """Live pieces of the emptiest sealed segment in RAM, or PIECES.  A look without the lock."""
@@ -656,10 +747,8 @@ cdef class Segments:
         same = self._recount()
         self._check_places()
         ages = self._settle()
-        for age, segment in sorted(ages):
+        for _age, segment in sorted(ages):
             self._link(segment)
-            if age > self.clock:
-                self.clock = age
         self._rebuild_free_lists()
         return same
 
@@ -712,7 +801,8 @@ cdef class Segments:
                 ok = (state <= DYING and ram_of(place) <= self.map.ram_slots
                       and disk_of(place) <= self.map.disk_slots
                       and self.map.segment_table[segment].count <= PIECES
-                      and (ram_of(place) or (disk_of(place) and state in (DISK, DYING)))
+                      and (state == DYING or (ram_of(place) != 0) == (state != DISK))
+                      and (state in (OPEN, DIRTY, DYING) or disk_of(place) != 0)
                       and ram_of(place) not in ram and disk_of(place) not in disk)
             if not ok:
                 raise StateError(f"the state file is damaged: segment {segment} has the place {place:#x}")
@@ -733,6 +823,9 @@ cdef class Segments:
             state = state_of(place)
             if state == FREE:
                 continue
+            # What was bad may have been the way to it.
+            self.map.segment_table[segment].flags = (self.map.segment_table[segment].flags
+                                                     & ~<uint32_t> (BAD_FLAG | SUSPECT_FLAG))
             # set_place() tallies differences; nothing is tallied yet.
             self._tally(state, 1)
             if self.live[segment] == 0:

@@ -96,6 +96,14 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
         header = _parse(os.pread(fd, _HEADER.size, 0))
         if header is None or header.disk_id != disk_id:
             raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
+        if header.boot_id != boot_id():
+            # A state file on a real file system: what of it reached that disk nobody knows.
+            raise SetupError(
+                f"spill={path}: of a disk that was lost when the host restarted; remove its state file"
+            )
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if size < shape.spill_bytes:
+            raise SetupError(f"spill={path}: cut short to {size} bytes, {shape.spill_bytes} expected")
         return SpillFile(fd, _go_direct(fd, path), path, shape.spill_bytes)
     except BaseException:
         os.close(fd)

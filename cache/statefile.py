@@ -1,9 +1,10 @@
 """The state file: made, opened, checked and locked.  One thread, before the server starts.
 
-A new file is laid out under another name and renamed when it is whole, so that a name never shows
-half a state file.  The lock (flock) dies with the process that serves.
+A new file is laid out under another name and gets its own when the whole disk is made, so that a name
+never shows half a disk.  The lock (flock) dies with the process that serves.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import logging
@@ -20,14 +21,26 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class StateFile:
-    """An open, locked, mapped state file.  `fresh` says that this process made it."""
+    """An open, locked, mapped state file.  `draft` is the name it has until it is published."""
 
     fd: int
     path: pathlib.Path | None
     identity: face.Identity
     shape: geometry.Geometry
     mapping: Mapping
-    fresh: bool
+    draft: pathlib.Path | None = None
+    fresh: bool = False
+
+    def publish(self) -> None:
+        """Give the file its name.  Raises BusyError if another disk took that name meanwhile."""
+        if self.draft is None or self.path is None:
+            return
+        try:
+            os.link(self.draft, self.path)  # unlike rename, never replaces
+        except FileExistsError:
+            raise BusyError(f"state={self.path}: another disk was made there meanwhile") from None
+        self.draft.unlink()
+        self.draft = None
 
     def close(self) -> None:
         """Let go of the lock; the mapping lives as long as somebody holds it."""
@@ -37,9 +50,17 @@ class StateFile:
 
     def discard(self) -> None:
         """Remove a file that this process made and nobody has used yet."""
-        if self.fresh and self.path is not None:
-            self.path.unlink(missing_ok=True)
+        if self.draft is not None:
+            self.draft.unlink(missing_ok=True)
+        elif self.fresh and self.path is not None and self._has_its_name():
+            self.path.unlink()
         self.close()
+
+    def _has_its_name(self) -> bool:
+        try:
+            return self.path is not None and os.path.samestat(os.fstat(self.fd), self.path.stat())
+        except FileNotFoundError:
+            return False
 
 
 def create(path: pathlib.Path | None, size_bytes: int, name: str, limits: face.Limits) -> StateFile:
@@ -50,17 +71,16 @@ def create(path: pathlib.Path | None, size_bytes: int, name: str, limits: face.L
         raise UsageError(str(error)) from error
     identity = face.Identity(str(uuid.uuid4()), name, size_bytes)
     if path is None:
-        return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, identity, shape, limits)
+        return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, None, identity, shape, limits)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    _sweep_drafts(path)
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SetupError(f"state={path}: {error.strerror}; choose another path") from error
     try:
         _warn_unless_tmpfs(fd, path)
-        state = _fill(fd, path, identity, shape, limits)
-        os.rename(draft, path)
-        return state
+        return _fill(fd, path, draft, identity, shape, limits)
     except BaseException:
         draft.unlink(missing_ok=True)
         os.close(fd)
@@ -86,14 +106,19 @@ def reopen(path: pathlib.Path) -> StateFile:
             raise SetupError(
                 f"state={path}: {os.fstat(fd).st_size} bytes, {shape.state_bytes} expected; truncated?"
             )
-        return StateFile(fd, path, identity, shape, Mapping(fd, shape, False), False)
+        return StateFile(fd, path, identity, shape, Mapping(fd, shape, False))
     except BaseException:
         os.close(fd)
         raise
 
 
 def _fill(
-    fd: int, path: pathlib.Path | None, identity: face.Identity, shape: geometry.Geometry, limits: face.Limits
+    fd: int,
+    path: pathlib.Path | None,
+    draft: pathlib.Path | None,
+    identity: face.Identity,
+    shape: geometry.Geometry,
+    limits: face.Limits,
 ) -> StateFile:
     where = f"state={path}" if path is not None else "state file in memory"
     try:
@@ -115,7 +140,15 @@ def _fill(
             identity.name.encode(),
         )
     )
-    return StateFile(fd, path, identity, shape, mapping, True)
+    return StateFile(fd, path, identity, shape, mapping, draft, True)
+
+
+def _sweep_drafts(path: pathlib.Path) -> None:
+    """Remove what creators of this name left behind that were killed half way."""
+    for draft in path.parent.glob(f".{path.name}.*.new"):
+        with contextlib.suppress(OSError), open(draft, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
 
 
 def _lock(fd: int, path: pathlib.Path) -> None:

@@ -43,4 +43,5 @@ cdef enum:
     DISK_SLOTS_USED
     DEGRADED
     RAM_BLOCKED
+    LOG_CLOCK
     COUNTER_WORDS

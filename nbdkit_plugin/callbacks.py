@@ -110,7 +110,11 @@ def open(readonly: bool) -> hot.Connection:
         nbdkit.set_error(2)  # ENOENT
         raise RuntimeError(f"export {wanted!r} is not this disk, whose id is {disk.identity.disk_id}")
     disk.connected(+1)
-    return hot.admit(disk.wake_waiters)
+    try:
+        return hot.admit(disk.wake_waiters)
+    except BaseException:
+        disk.connected(-1)  # nbdkit closes only what was opened
+        raise
 
 
 def close(connection: hot.Connection) -> None:

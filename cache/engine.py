@@ -42,16 +42,16 @@ class Settings:
 
 
 class Engine:
-    """A disk that is prepared; `log` serves it."""
+    """A disk that is prepared; `log` serves it.  `segments` is for whoever moves by hand: tests."""
 
     def __init__(self, state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
         self._state = state
         self._spill = spill
         self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._segments = Segments(state.mapping, self._kick_fd)
+        self.segments = Segments(state.mapping, self._kick_fd)
         self.log = Log(
             state.mapping,
-            self._segments,
+            self.segments,
             state.shape.size_bytes,
             spill.fd,
             spill.align,
@@ -66,6 +66,11 @@ class Engine:
     def identity(self) -> face.Identity:
         """Who the disk is; `disk_id` is its export name."""
         return self._state.identity
+
+    @property
+    def spill_fd(self) -> int:
+        """The descriptor of the spill file, which tests put faults under."""
+        return self._spill.fd
 
     @classmethod
     def prepare(cls, settings: Settings) -> "Engine":
@@ -130,7 +135,7 @@ class Engine:
             raise
 
     def _recover(self) -> None:
-        same = self._segments.recover()
+        same = self.segments.recover()
         mapping = self._state.mapping
         mapping.set_counter_word(layout.COUNTERS.index("same_filled_pages"), same)
         mapping.set_counter_word(layout.COUNTERS.index("connections"), 0)
@@ -147,18 +152,18 @@ class Engine:
 
     def _write_first(self, page: bytes) -> None:
         """Write the first page of a new disk; the movers do not run yet, so make room by hand."""
-        self._segments.set_budget(1 << 62, 0)
-        self._segments.populate_now(2)
+        self.segments.set_budget(1 << 62, 0)
+        self.segments.populate_now(2)
         self.log.write_bytes(page, 0)
 
     def start(self) -> None:
         """Start the movers and say in the state file that this process serves it."""
         sys.setswitchinterval(SWITCH_SECONDS)
         mapping = self._state.mapping
-        movers = Movers(Moves(self.log, self._segments, SPILLERS), self._segments, self._kick_fd)
+        movers = Movers(Moves(self.log, self.segments, SPILLERS), self.segments, self._kick_fd)
         # Measures the base, so it comes when every buffer is there.
         self._governor = Governor(
-            mapping, self._segments, movers, self._state.path, self._spill.reserved_bytes
+            mapping, self.segments, movers, self._state.path, self._spill.reserved_bytes
         )
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
         self._runner.start()
@@ -166,7 +171,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the movers; what is in the state file and on disk stays as it is."""
-        self._segments.stop()
+        self.segments.stop()
         if self._runner is not None:
             self._runner.stop()
         self._announce(0, 0)
@@ -182,7 +187,7 @@ class Engine:
 
     def wake_waiters(self) -> None:
         """Have writers that wait at the cap look whether their client is still there."""
-        self._segments.wake_waiters()
+        self.segments.wake_waiters()
 
     def connected(self, by: int) -> None:
         """Count a client that came (+1) or went (-1)."""

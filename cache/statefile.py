@@ -46,6 +46,7 @@ class StateFile:
         """Let go of the lock; the mapping lives as long as somebody holds it."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # the mapping would keep it
             os.close(fd)
 
     def discard(self) -> None:
@@ -72,7 +73,7 @@ def create(path: pathlib.Path | None, size_bytes: int, name: str, limits: face.L
     identity = face.Identity(str(uuid.uuid4()), name, size_bytes)
     if path is None:
         return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, None, identity, shape, limits)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft = path.with_name(f".{path.name}.{identity.disk_id}.new")
     _sweep_drafts(path)
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

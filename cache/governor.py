@@ -12,7 +12,7 @@ from typing import Final
 from swaptide.cache import geometry, layout, memory
 from swaptide.cache.inotify import watch_modify
 from swaptide.cache.mapping import Mapping
-from swaptide.cache.movers import Movers
+from swaptide.cache.movers import Movers, Snapshot
 from swaptide.cache.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -114,16 +114,16 @@ class Governor:
     def _publish(self) -> None:
         request = self._control("publish_request")
         ram, clean, disk = self._segments.tiers()
-        limit, populated, *_, disk_free, disk_slots, _ = self._segments.snapshot()
+        now = Snapshot(*self._segments.snapshot())
         gauges = {
             "stored_pages": ram + disk,
             "raw_bytes": ram * geometry.PAGE_BYTES,
             "clean_bytes": clean * geometry.PAGE_BYTES,
             "spilled_bytes": disk * geometry.PAGE_BYTES,
             "packed_bytes": 0,
-            "ram_slots_used": populated,
-            "ram_slots_limit": limit,
-            "disk_slots_used": disk_slots - disk_free,
+            "ram_slots_used": now.populated,
+            "ram_slots_limit": now.limit,
+            "disk_slots_used": now.disk_slots - now.disk_free,
             "degraded": int(self._movers.degraded),
             "ram_blocked": int(self._movers.ram_blocked),
         }

@@ -27,6 +27,8 @@ SPILLERS: Final = 4
 # A segment in RAM with at most this share of live pages is cleaned rather than written out: below it,
 # copying what lives costs less than writing everything.
 CLEAN_RAM_PIECES: Final = int(geometry.PIECES_PER_SEGMENT * 0.75)
+# Segments in RAM that are cleaned in one go: under load, taking the interpreter again costs as much as one.
+CLEAN_BATCH: Final = 8
 # Free RAM slots beyond twice the wish that are kept before any is given back.
 SPARE_SLOTS: Final = 4
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
@@ -58,6 +60,7 @@ class Snapshot(NamedTuple):
     disk_free: int
     disk_slots: int
     waiting: int
+    cleaner_waits: int
 
 
 class Plan(NamedTuple):
@@ -94,9 +97,9 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
     clean_ram = short > 0 and ram_emptiest < CLEAN_RAM_PIECES
     spill = max(0, min(SPILLERS - spilling, short, now.dirty))
     if clean_ram and over <= 0:
-        # Dead space in RAM serves as well as the disk, and leaves every page where it is quick to
-        # read; only when writers wait already, both are used.
-        spill = min(spill, 1) if now.waiting else 0
+        # Up to that share of live pages cleaning yields a slot no slower than a write to disk does, and
+        # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
+        spill = min(spill, now.cleaner_waits)
     populate = 0
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
@@ -176,8 +179,7 @@ class Movers:
             self._segments.set_host_limit(max(0, populated + spare))
 
     def _start(self, now: Snapshot) -> None:
-        emptiest = geometry.PIECES_PER_SEGMENT if self._cleaning else self._segments.emptiest_in_ram()
-        todo = plan(now, self._spilling, emptiest)
+        todo = plan(now, self._spilling, self._segments.emptiest_in_ram())
         if (todo.punch or todo.drop or todo.release) and not self._moving_memory:
             self._moving_memory = True
             self._spawn(self._give_back(todo.drop, todo.release))
@@ -262,7 +264,7 @@ class Movers:
     async def _clean(self, on_disk: bool) -> None:
         below = geometry.PIECES_PER_SEGMENT if on_disk else CLEAN_RAM_PIECES
         try:
-            result = await self._call(self._moves.clean, on_disk, below)
+            result = await self._call(self._moves.clean, on_disk, below, 1 if on_disk else CLEAN_BATCH)
             if result == 0:
                 await asyncio.sleep(PAUSE_SECONDS)
             elif result < 0:

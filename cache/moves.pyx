@@ -112,17 +112,21 @@ cdef class Moves:
                 done += 1
         return done
 
-    def clean(self, bint on_disk, int below):
-        """Move the live pages out of the emptiest segment that has fewer than `below` of them.
+    def clean(self, bint on_disk, int below, int most):
+        """Move the live pages out of the emptiest segments that have fewer than `below` of them, up to `most` segments.
 
         A segment whose tags do not match is left alone from now on, one whose read failed for a while.
 
-        Returns the pages moved plus one; 0 where there is no such segment; -errno where it could not be read.
+        Returns how many were cleaned; -errno where one could not be read.
         """
-        cdef int result
+        cdef int result = 0, done = 0
         with nogil:
-            result = self._clean(on_disk, below)
-        return result
+            while done < most:
+                result = self._clean(on_disk, below)
+                if result <= 0:
+                    break
+                done += 1
+        return result if result < 0 else done
 
     cdef int _clean(self, bint on_disk, int32_t below) noexcept nogil:
         cdef uint32_t segment = self.segments.claim_emptiest(on_disk, below)
@@ -145,7 +149,7 @@ cdef class Moves:
         elif result >= 0:
             count64(&self.log.map.counters[CLEANED_SEGMENTS], 1)
             count64(&self.log.map.counters[CLEANED_PAGES], result)
-            result += 1
+            result = 1
         self.segments.unclaim(segment)
         return 0 if result == -EAGAIN else result
 

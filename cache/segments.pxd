@@ -50,6 +50,7 @@ cdef class Segments:
     cdef uint32_t populated, populating, clean_segments, dirty_segments, writing_segments
     cdef uint32_t coldest, youngest
     cdef uint32_t waiting, gift
+    cdef bint cleaner_waits
     cdef OpenSegment heads[2]
     cdef uint64_t target_bytes
     cdef uint64_t private_bytes

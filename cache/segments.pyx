@@ -185,7 +185,10 @@ cdef class Segments:
         cdef int result
         pthread_mutex_lock(&self.lock)
         while open.segment == NO_SEGMENT and not self._open(head):
+            self.cleaner_waits = self.cleaner_waits or head == COLD
             result = self._wait(waiter, &stalled)
+            if head == COLD:
+                self.cleaner_waits = False
             if result != 0:
                 pthread_mutex_unlock(&self.lock)
                 return result
@@ -686,7 +689,7 @@ cdef class Segments:
 
     def snapshot(self):
         """The numbers that decide what moves next, taken together: see movers.Snapshot."""
-        cdef uint32_t numbers[9]
+        cdef uint32_t numbers[10]
         # No Python object is made under the lock: that may run the collector, which may give up the GIL,
         # and whoever takes it may want the lock.
         pthread_mutex_lock(&self.lock)
@@ -699,9 +702,10 @@ cdef class Segments:
         numbers[6] = self.clean_segments
         numbers[7] = self.n_free_disk + self.map.disk_slots - self.used_disk
         numbers[8] = self.waiting
+        numbers[9] = self.cleaner_waits
         pthread_mutex_unlock(&self.lock)
         return (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
-                self.map.disk_slots, numbers[8])
+                self.map.disk_slots, numbers[8], numbers[9])
 
     def emptiest_in_ram(self):
         """Live pieces of the emptiest sealed segment in RAM, or PIECES.  A look without the lock."""

@@ -139,8 +139,8 @@ def test_a_restart_under_a_lower_target_finds_room_for_the_cleaner(
     """It died when only the cleaner could have gone on, with its slot unused; the target fell meanwhile."""
     plan = movers.plan
 
-    def without_cleaner(*arguments: object) -> movers.Plan:
-        return plan(*arguments)._replace(clean_ram=False, clean_disk=False)  # type: ignore[arg-type]
+    def without_cleaner(now: movers.Snapshot, spilling: int, _emptiest: int) -> movers.Plan:
+        return plan(now, spilling, geometry.PIECES_PER_SEGMENT)._replace(clean_disk=False)
 
     monkeypatch.setattr(movers, "plan", without_cleaner)
     made = disk.prepare(FLOOR + 2 * SEGMENT)

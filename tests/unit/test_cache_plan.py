@@ -22,6 +22,7 @@ def snapshot(**changes: int) -> movers.Snapshot:
         disk_free=150,
         disk_slots=200,
         waiting=0,
+        cleaner_waits=0,
     )
     return rest._replace(**changes)
 
@@ -44,7 +45,8 @@ def test_at_the_limit_the_coldest_are_spilled_ahead_of_the_writers() -> None:
 def test_dead_space_in_ram_is_used_before_the_disk() -> None:
     todo = movers.plan(snapshot(limit=50, free=1), 0, 10)
     assert todo.clean_ram and todo.spill == 0
-    assert movers.plan(snapshot(limit=50, free=1, waiting=3), 0, 10).spill == 1
+    assert movers.plan(snapshot(limit=50, free=1, waiting=3), 0, 10).spill == 0
+    assert movers.plan(snapshot(limit=50, free=0, waiting=3, cleaner_waits=1), 0, 10).spill == 1
 
 
 def test_clean_segments_are_dropped_before_any_is_written() -> None:

@@ -14,7 +14,7 @@ import errno
 import os
 
 from libc.errno cimport EAGAIN, EIO
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign

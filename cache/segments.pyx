@@ -207,7 +207,7 @@ cdef class Segments:
         return <int> got
 
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil:
-        """Have the page's piece of the table; it is memory like any other, so this may wait as `reserve` does."""
+        """Have the page's piece of the table; it is memory like any other: this may wait as `reserve` does."""
         cdef bint stalled = False
         cdef int result = 0
         if self.map.page_ready(page):
@@ -689,7 +689,7 @@ cdef class Segments:
 
     def snapshot(self):
         """The numbers that decide what moves next, taken together: see movers.Snapshot."""
-        cdef uint32_t numbers[10]
+        cdef uint32_t numbers[11]
         # No Python object is made under the lock: that may run the collector, which may give up the GIL,
         # and whoever takes it may want the lock.
         pthread_mutex_lock(&self.lock)
@@ -701,11 +701,11 @@ cdef class Segments:
         numbers[5] = self.writing_segments
         numbers[6] = self.clean_segments
         numbers[7] = self.n_free_disk + self.map.disk_slots - self.used_disk
-        numbers[8] = self.waiting
-        numbers[9] = self.cleaner_waits
+        numbers[8] = self.map.disk_slots
+        numbers[9] = self.waiting
+        numbers[10] = self.cleaner_waits
         pthread_mutex_unlock(&self.lock)
-        return (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
-                self.map.disk_slots, numbers[8], numbers[9])
+        return tuple([number for number in numbers])
 
     def emptiest_in_ram(self):
         """Live pieces of the emptiest sealed segment in RAM, or PIECES.  A look without the lock."""

@@ -43,8 +43,9 @@ cdef void on_signal(int number) noexcept nogil:
     cdef socklen_t length
     for fd in range(3, MAX_FD):
         length = sizeof(int)
-        if not _ours[fd] and getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 and not listening:
-            shutdown(fd, SHUT_RDWR)
+        if _ours[fd] or getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) != 0 or listening:
+            continue
+        shutdown(fd, SHUT_RDWR)
     # Neither SIG_DFL (0) nor SIG_IGN (1), but nbdkit's own.
     if <uintptr_t> _before[number].sa_handler > 1:
         (<handler_t> <void *> _before[number].sa_handler)(number)

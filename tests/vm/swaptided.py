@@ -171,10 +171,10 @@ class Daemon:
         text = self.command("snippet", name, "--format", "qemu")
         return tuple(shlex.split(text.replace("\\\n", " "), comments=True))
 
-    def kill_backend(self, name: str) -> int:
-        """SIGKILL the disk's nbdkit; returns the pid it had.  Raises DaemonError if that is none of ours."""
+    def kill_backend(self, name: str, how: signal.Signals = signal.SIGKILL) -> int:
+        """Send the disk's nbdkit a signal; returns the pid it had.  Raises DaemonError if that is none of ours."""
         pid = int(self.show(name)["pid"])
-        self._kill_nbdkit(pid)
+        self._kill_nbdkit(pid, how)
         return pid
 
     def wait_backend(self, name: str, *, not_pid: int, seconds: float = START_SECONDS) -> int:
@@ -197,11 +197,11 @@ class Daemon:
             check=False,
         )
 
-    def _kill_nbdkit(self, pid: int) -> None:
+    def _kill_nbdkit(self, pid: int, how: signal.Signals = signal.SIGKILL) -> None:
         command = _command_line(pid)
         if b"nbdkit" not in command or str(self.root).encode() not in command:
             raise DaemonError(f"pid {pid} is no nbdkit of ours")
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
 
     # -- the end
 

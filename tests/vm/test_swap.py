@@ -5,6 +5,7 @@ killed or taken over.  One guest at a time.
 """
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -133,24 +134,25 @@ def test_ready_swap_label_and_swapoff(daemon: swaptided.Daemon, accelerator: str
     assert_spilled(daemon)
 
 
-def replace_backend(daemon: swaptided.Daemon) -> None:
-    """SIGKILL the nbdkit and wait for the one that the daemon starts in its place."""
-    daemon.wait_backend(DISK, not_pid=daemon.kill_backend(DISK))
+def replace_backend(daemon: swaptided.Daemon, how: signal.Signals) -> None:
+    """End the nbdkit and wait for the one that the daemon starts in its place."""
+    daemon.wait_backend(DISK, not_pid=daemon.kill_backend(DISK, how))
 
 
 @pytest.mark.long
-def test_killed_backend_loses_no_page(daemon: swaptided.Daemon, accelerator: str) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_backend_loses_no_page(daemon: swaptided.Daemon, accelerator: str, how: signal.Signals) -> None:
     daemon.add(DISK, size="1G", ram="512M")
     with working_guest(daemon, accelerator, memory_mib=192, work_mib=384, workers=2, rewrite=50) as guest:
         guest.wait_numbers(lambda n: n.pswpout > 20_000, "pages on their way out", PHASE_SECONDS)
-        replace_backend(daemon)
+        replace_backend(daemon, how)
         wait_filled(guest, 384)
         with daemon.begin_set_ram(DISK, "48M") as command:  # killed while the squeeze is under way
-            replace_backend(daemon)
+            replace_backend(daemon, how)
             said = command.communicate()[0]
         assert command.returncode == 0, said
         wait_checked(guest, 20_000)
-        replace_backend(daemon)
+        replace_backend(daemon, how)
         wait_checked(guest, 60_000)
         assert daemon.show(DISK)["ram_bytes"] <= 50 * MIB
         stop_and_judge(guest)

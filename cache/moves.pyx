@@ -113,7 +113,7 @@ cdef class Moves:
         return done
 
     def clean(self, bint on_disk, int below, int most):
-        """Move the live pages out of up to `most` segments, the emptiest that have fewer than `below` of them.
+        """Move the live pages out of up to `most` segments, the emptiest with fewer than `below` of them.
 
         A segment whose tags do not match is left alone from now on, one whose read failed for a while.
 

@@ -207,7 +207,7 @@ cdef class Segments:
         return <int> got
 
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil:
-        """Have the page's piece of the table; it is memory like any other: this may wait as `reserve` does."""
+        """Have the page's piece of the table; it is memory like any other: this may wait as `reserve`."""
         cdef bint stalled = False
         cdef int result = 0
         if self.map.page_ready(page):

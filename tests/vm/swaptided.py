@@ -172,7 +172,7 @@ class Daemon:
         return tuple(shlex.split(text.replace("\\\n", " "), comments=True))
 
     def kill_backend(self, name: str, how: signal.Signals = signal.SIGKILL) -> int:
-        """Send the disk's nbdkit a signal; returns the pid it had.  Raises DaemonError if that is none of ours."""
+        """Signal the disk's nbdkit; returns the pid it had.  Raises DaemonError if that is none of ours."""
         pid = int(self.show(name)["pid"])
         self._kill_nbdkit(pid, how)
         return pid

@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 
-from swaptide.cache import face, geometry, layout, spillfile, statefile, swaplabel
+from swaptide.cache import face, geometry, layout, recovery, spillfile, statefile, swaplabel
 from swaptide.cache.errors import UsageError
 from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
@@ -135,7 +135,7 @@ class Engine:
             raise
 
     def _recover(self) -> None:
-        same = self.segments.recover()
+        same = recovery.recover(self.segments)
         mapping = self._state.mapping
         mapping.set_counter_word(layout.COUNTERS.index("same_filled_pages"), same)
         mapping.set_counter_word(layout.COUNTERS.index("connections"), 0)

@@ -19,7 +19,6 @@ from swaptide.cache.entry cimport (
     DIRTY,
     DISK,
     DYING,
-    FREE,
     OPEN,
     PAGE_BYTES,
     PIECE,
@@ -27,7 +26,6 @@ from swaptide.cache.entry cimport (
     SEGMENT_BYTES,
     WRITING,
     disk_of,
-    index_of,
     kind_of,
     place_of,
     ram_of,
@@ -49,8 +47,6 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_unlock,
 )
 from swaptide.cache.words cimport LOG_CLOCK, STALLS
-
-from swaptide.cache.errors import StateError
 
 cdef enum:
     # Disk slots that only segments written by the cleaner may take: with these the cleaner can
@@ -739,140 +735,3 @@ cdef class Segments:
                 else:
                     disk += self.live[segment]
         return ram, clean, disk
-
-    # Recovery, before anybody else looks.
-
-    def recover(self):
-        """Rebuild live counts and lists from the tables of an existing state file.
-
-        Returns the number of same-filled pages.  Raises StateError when an entry points outside what
-        the tables allow; the file is not changed before everything is checked.
-        """
-        same = self._recount()
-        self._check_places()
-        ages = self._settle()
-        for _age, segment in sorted(ages):
-            self._link(segment)
-        self._rebuild_free_lists()
-        return same
-
-    def _recount(self):
-        cdef uint64_t page, entry, same = 0
-        cdef uint32_t segment
-        cdef bint bad = False
-        with nogil:
-            segment = 0
-            while segment < self.map.segments:
-                if not self.map.segment_ready(segment):
-                    segment = (segment | 127) + 1
-                    continue
-                if state_of(self.map.segment_table[segment].place) != FREE:
-                    self.used_ids = segment + 1
-                segment += 1
-            page = 0
-            while page < self.map.pages:
-                if not self.map.page_ready(page):
-                    page = (page | 511) + 1
-                    continue
-                entry = self.map.page_table[page]
-                if kind_of(entry) == PIECE:
-                    segment = segment_of(entry)
-                    if (segment >= self.used_ids or not self.map.segment_ready(segment)
-                            or index_of(entry) >= self.map.segment_table[segment].count):
-                        bad = True
-                        break
-                    self.live[segment] += 1
-                elif kind_of(entry) == 1:
-                    same += 1
-                page += 1
-        if bad:
-            raise StateError(f"the state file is damaged: the entry of page {page} points nowhere")
-        return same
-
-    def _check_places(self):
-        """Every place is in range and no slot is owned twice."""
-        cdef uint32_t segment
-        cdef uint64_t place
-        ram, disk = set(), set()
-        for segment in range(self.used_ids):
-            if not self.map.segment_ready(segment):
-                continue
-            place = self.map.segment_table[segment].place
-            state = state_of(place)
-            if state == FREE:
-                ok = self.live[segment] == 0
-            else:
-                ok = (state <= DYING and ram_of(place) <= self.map.ram_slots
-                      and disk_of(place) <= self.map.disk_slots
-                      and self.map.segment_table[segment].count <= PIECES
-                      and (state == DYING or (ram_of(place) != 0) == (state != DISK))
-                      and (state in (OPEN, DIRTY, DYING) or disk_of(place) != 0)
-                      and ram_of(place) not in ram and disk_of(place) not in disk)
-            if not ok:
-                raise StateError(f"the state file is damaged: segment {segment} has the place {place:#x}")
-            if ram_of(place):
-                ram.add(ram_of(place))
-            if disk_of(place):
-                disk.add(disk_of(place))
-
-    def _settle(self):
-        """Bring half-done moves to an end; returns (age, segment) of what is in RAM."""
-        cdef uint32_t segment
-        cdef uint64_t place
-        ages = []
-        for segment in range(self.used_ids):
-            if not self.map.segment_ready(segment):
-                continue
-            place = self.map.segment_table[segment].place
-            state = state_of(place)
-            if state == FREE:
-                continue
-            # What was bad may have been the way to it.
-            self.map.segment_table[segment].flags = (self.map.segment_table[segment].flags
-                                                     & ~<uint32_t> (BAD_FLAG | SUSPECT_FLAG))
-            # set_place() tallies differences; nothing is tallied yet.
-            self._tally(state, 1)
-            if self.live[segment] == 0:
-                self.set_place(segment, 0)
-            elif state in (OPEN, WRITING, DIRTY):
-                # A write that was cut off counts for nothing; its disk slot is free again, since
-                # nobody else can be writing to it: the file's lock died after its last write.
-                self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
-                ages.append((self.map.segment_table[segment].age, segment))
-            elif state == CLEAN:
-                ages.append((self.map.segment_table[segment].age, segment))
-            elif state == DYING:
-                raise StateError(f"the state file is damaged: segment {segment} is dying but lives")
-        return ages
-
-    def _rebuild_free_lists(self):
-        cdef uint32_t segment, slot
-        cdef uint64_t place
-        ram, disk = set(), set()
-        for segment in range(self.used_ids):
-            place = self.map.segment_table[segment].place if self.map.segment_ready(segment) else 0
-            if state_of(place) == FREE:
-                self.free_ids[self.n_free_ids] = segment
-                self.n_free_ids += 1
-                if not self.map.segment_ready(segment):
-                    self.map.segment_ensure(segment)
-                continue
-            if ram_of(place):
-                ram.add(ram_of(place) - 1)
-            if disk_of(place):
-                disk.add(disk_of(place) - 1)
-        self.used_ram = max(ram, default=-1) + 1
-        self.used_disk = max(disk, default=-1) + 1
-        self.populated = len(ram)
-        for slot in range(self.used_ram):
-            if slot not in ram:
-                self.map.slot_punch(slot, 1)
-                self.hole_ram[self.n_hole_ram] = slot
-                self.n_hole_ram += 1
-        # Above the mark: whatever a dead process had populated ahead.
-        if self.used_ram < self.map.ram_slots:
-            self.map.slot_punch(self.used_ram, self.map.ram_slots - self.used_ram)
-        for slot in range(self.used_disk):
-            if slot not in disk:
-                self.free_disk[self.n_free_disk] = slot
-                self.n_free_disk += 1

@@ -1,0 +1,5 @@
+"""Types of recovery.pyx."""
+
+from swaptide.cache.segments import Segments
+
+def recover(segments: Segments) -> int: ...

@@ -192,3 +192,18 @@ def test_real_qemu_takes_the_snippet(daemon: daemons.Daemon) -> None:
     finally:
         qemu.kill()
         qemu.communicate()
+
+
+def test_memory_comes_in_huge_pages_and_the_tables_do_not(daemon: daemons.Daemon) -> None:
+    """On a tmpfs of the daemon's own; what is in RAM is counted by the blocks of the state file alone."""
+    memory = pathlib.Path(daemon.add()["state_file"]).parent
+    if not os.path.ismount(memory):
+        pytest.skip("the daemon may not mount a tmpfs here")
+    report = daemon.show()
+    assert report["ram_bytes"] % (2 * MIB) < MIB  # whole segments, and a few KiB of tables
+    with daemons.client(report) as handle:
+        for at in range(0, 16 * MIB, MIB):
+            handle.pwrite(os.urandom(MIB), at)
+    rollup = pathlib.Path(f"/proc/{report['pid']}/smaps_rollup").read_text()
+    huge = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("ShmemPmdMapped"))
+    assert huge * 1024 >= 14 * MIB

@@ -4,6 +4,7 @@ SWAPTIDE_MIN_TESTS (set by `make test`) is the least number of tests that have t
 """
 
 import os
+import signal
 
 import pytest
 
@@ -30,6 +31,9 @@ class Minimum:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts us in the background has us ignore SIGINT, and so would every process we start
+    # and interrupt; a signal that is caught is not ignored by them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = int(os.environ.get("SWAPTIDE_MIN_TESTS") or 0)
     if wanted and not config.option.collectonly:
         config.pluginmanager.register(Minimum(wanted), "swaptide-minimum")

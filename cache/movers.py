@@ -95,8 +95,9 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
     drop = min(short, now.clean)
     short -= drop + now.writing
     clean_ram = short > 0 and ram_emptiest < CLEAN_RAM_PIECES
+    clean_disk = now.disk_free <= max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
     spill = max(0, min(SPILLERS - spilling, short, now.dirty))
-    if clean_ram and over <= 0:
+    if clean_ram and not clean_disk and over <= 0:
         # Up to that share of live pages cleaning yields a slot no slower than a write to disk does, and
         # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
         spill = min(spill, now.cleaner_waits)
@@ -105,11 +106,10 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
         populate = max(0, min(-over, wanted - now.free))
     elif now.free + now.to_punch + now.writing + now.clean + spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
-    disk_low = max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
     keep = 2 * wanted + SPARE_SLOTS
     release = now.free - keep if now.free > keep and not now.waiting else 0
-    return Plan(punch, release, drop, spill, populate, clean_ram, now.disk_free <= disk_low)
+    return Plan(punch, release, drop, spill, populate, clean_ram, clean_disk)
 
 
 class Movers:
@@ -191,7 +191,7 @@ class Movers:
             self._spawn(self._populate(max(1, todo.populate)))
         if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
             self._cleaning = True
-            self._spawn(self._clean(todo.clean_disk))
+            self._spawn(self._clean(todo.clean_disk, todo.clean_ram))
 
     def _spawn(self, move: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(move)
@@ -242,10 +242,13 @@ class Movers:
 
     async def _populate(self, count: int) -> None:
         try:
-            if await self._call(self._try_populate, count):
+            made = await self._call(self._try_populate, count)
+            if made >= 0:
                 if self.ram_blocked:
                     log.info("the host gives RAM again")
                 self.ram_blocked = False
+                if made == 0:
+                    await asyncio.sleep(PAUSE_SECONDS)  # the limit fell meanwhile
             else:
                 if not self.ram_blocked:
                     log.warning("the host refuses RAM below the target; spilling early instead")
@@ -255,24 +258,33 @@ class Movers:
         finally:
             self._populating = False
 
-    def _try_populate(self, count: int) -> bool:
+    def _try_populate(self, count: int) -> int:
+        """Slots made, or negative where the host refuses."""
         room = self._headroom.bytes()
         if room is not None:
             count = min(count, (room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES)
-        return count > 0 and self._moves.populate(count) == 0
+        return self._moves.populate(count) if count > 0 else -1
 
-    async def _clean(self, on_disk: bool) -> None:
-        below = geometry.PIECES_PER_SEGMENT if on_disk else CLEAN_RAM_PIECES
+    async def _clean(self, on_disk: bool, in_ram: bool) -> None:
+        """Clean on disk where slots there run low; in RAM where not, or where the disk yields nothing."""
         try:
-            result = await self._call(self._moves.clean, on_disk, below, 1 if on_disk else CLEAN_BATCH)
-            if result == 0:
+            done = await self._clean_on(True) if on_disk else 0
+            if done <= 0 and in_ram:
+                done = await self._clean_on(False)
+            if done == 0:
                 await asyncio.sleep(PAUSE_SECONDS)
-            elif result < 0:
-                log.error("segment cannot be read back: %s; its pages are I/O errors", os.strerror(-result))
-                asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
+            elif done < 0:
                 await asyncio.sleep(BACK_OFF_SECONDS)
         finally:
             self._cleaning = False
+
+    async def _clean_on(self, on_disk: bool) -> int:
+        below, most = (geometry.PIECES_PER_SEGMENT, 1) if on_disk else (CLEAN_RAM_PIECES, CLEAN_BATCH)
+        done = await self._call(self._moves.clean, on_disk, below, most)
+        if done < 0:
+            log.error("segment cannot be read back: %s; its pages are I/O errors", os.strerror(-done))
+            asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
+        return done
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

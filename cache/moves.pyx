@@ -210,7 +210,7 @@ cdef class Moves:
         return moved
 
     def populate(self, uint32_t count):
-        """Make up to `count` free RAM slots.  0, or -ENOMEM where the host refuses."""
+        """Make up to `count` free RAM slots.  How many, or -ENOMEM where the host refuses."""
         cdef int result
         with nogil:
             result = self.segments.populate(count)

@@ -544,14 +544,14 @@ cdef class Segments:
         return <uint32_t> slots if slots < self.map.ram_slots else self.map.ram_slots
 
     cdef int populate(self, uint32_t count) noexcept nogil:
-        """Make up to `count` free slots, one at a time, while the target allows.  Returns 0 or -ENOMEM."""
+        """Make up to `count` free slots, one at a time, while the target allows.  Returns how many, or -ENOMEM."""
         cdef uint32_t slot, _i
-        cdef int failed
+        cdef int failed, made = 0
         for _i in range(count):
             pthread_mutex_lock(&self.lock)
             if self.stopping or (self.populated >= self.limit() and not self._lacks_cleaner_slot()):
                 pthread_mutex_unlock(&self.lock)
-                return 0
+                return made
             if self.n_hole_ram:
                 self.n_hole_ram -= 1
                 slot = self.hole_ram[self.n_hole_ram]
@@ -560,7 +560,7 @@ cdef class Segments:
                 self.used_ram += 1
             else:
                 pthread_mutex_unlock(&self.lock)
-                return 0
+                return made
             self.populated += 1
             pthread_mutex_unlock(&self.lock)
             failed = self.map.slot_populate(slot)
@@ -575,7 +575,8 @@ cdef class Segments:
                 return -ENOMEM
             self._free_slot(slot)
             pthread_mutex_unlock(&self.lock)
-        return 0
+            made += 1
+        return made
 
     cdef bint _lacks_cleaner_slot(self) noexcept nogil:
         """Nothing is free, nothing will come free by itself, and the cleaner has no segment to work with.
@@ -643,7 +644,7 @@ cdef class Segments:
 
     def populate_now(self, uint32_t count):
         """Make free RAM slots before the movers run; raises MemoryError where the host refuses."""
-        if self.populate(count) != 0:
+        if self.populate(count) < 0:
             raise MemoryError("the host has no memory for the first segments")
 
     def set_host_limit(self, uint32_t slots):

@@ -170,12 +170,11 @@ def _warn_unless_tmpfs(fd: int, path: pathlib.Path) -> None:
 
 
 def _file_system_of(path: pathlib.Path) -> str:
-    """Type of the file system at `path`, from mountinfo; the last, longest mount point wins."""
-    parent = str(path.parent.resolve())
-    best, kind = "", "an unknown file system"
+    """Type of the file system that holds `path`, from mountinfo."""
+    device = path.parent.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
     for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
-        point = fields[4]
-        if (parent == point or parent.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, fields[fields.index("-") + 1]
-    return kind
+        if fields[2] == number:
+            return fields[fields.index("-") + 1]
+    return "an unknown file system"

@@ -48,10 +48,11 @@ def fill(made: engine.Engine, size: int = SIZE) -> None:
 
 
 class Overwriter:
-    """A thread that overwrites random pages; `done` counts them."""
+    """A thread that overwrites random ones of the first `pages`; `done` counts them."""
 
-    def __init__(self, made: engine.Engine) -> None:
+    def __init__(self, made: engine.Engine, pages: int = SIZE // PAGE) -> None:
         self.done = 0
+        self.pages = pages
         self._made = made
         self._stop = False
         self._thread = threading.Thread(target=self._run)
@@ -62,7 +63,7 @@ class Overwriter:
         while not self._stop:
             start = chooser.randrange(200) * PAGE
             try:
-                self._made.log.write_bytes(NOISE[start:][:PAGE], chooser.randrange(SIZE // PAGE) * PAGE)
+                self._made.log.write_bytes(NOISE[start:][:PAGE], chooser.randrange(self.pages) * PAGE)
             except OSError:
                 return  # the engine was stopped under us
             self.done += 1
@@ -126,6 +127,30 @@ def test_a_second_of_read_errors_does_not_stop_the_cleaner_for_ever(disk: Disk) 
         os.dup2(real, made.spill_fd)
         assert made.counter("spill_read_errors") > 0
         assert load.goes_on(20)
+        os.close(real)
+        os.close(blind)
+    finally:
+        load.stop()
+        made.stop()
+
+
+def test_an_unreadable_disk_does_not_keep_dead_space_in_ram_from_being_used(disk: Disk) -> None:
+    """Few disk slots are left, none on disk can be cleaned, but a few hot pages die in RAM all the time."""
+    made = disk.prepare(FLOOR + 4 * SEGMENT)
+    made.start()
+    fill(made)
+    load = Overwriter(made)
+    try:
+        assert wait_until(
+            lambda: movers.Snapshot(*made.segments.snapshot()).disk_free <= movers.DISK_LOW_LEAST
+        )
+        real = os.dup(made.spill_fd)
+        blind = os.open(disk.spill, os.O_WRONLY)
+        load.pages = 800
+        os.dup2(blind, made.spill_fd)  # reads fail, writes work
+        assert load.goes_on()
+        assert load.goes_on()
+        os.dup2(real, made.spill_fd)
         os.close(real)
         os.close(blind)
     finally:

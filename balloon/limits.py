@@ -7,6 +7,8 @@ from swaptide.cache import geometry
 from swaptide.cache.errors import UsageError
 from swaptide.cache.face import Limits
 
+# Far above any host's RAM, and far below what a word of the state file holds.
+MAX_BYTES = 4 * geometry.MAX_SIZE_BYTES
 _MIB = 1 << 20
 
 
@@ -47,6 +49,12 @@ def check(size_bytes: int, cap_bytes: int, floor_bytes: int | None = None) -> Li
             + (", or lower the floor" if floor > minimum else ""),
             cap_bytes,
             floor,
+        )
+    if cap_bytes > MAX_BYTES:
+        raise LimitError(
+            f"ram {_mib(cap_bytes)} is more than {_mib(MAX_BYTES)}; give --ram {_mib(MAX_BYTES)} or less",
+            cap_bytes,
+            MAX_BYTES,
         )
     return Limits(cap_bytes=cap_bytes, target_bytes=cap_bytes, floor_bytes=floor)
 

@@ -25,9 +25,26 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 
 def _chosen_run_dir(ctx: click.Context, param: click.Parameter, value: str | None) -> pathlib.Path | None:
+    return None if value is None else _absolute(ctx, param, value)
+
+
+def _spill(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else str(_absolute(ctx, param, value))
+
+
+def _absolute(ctx: click.Context, param: click.Parameter, value: str) -> pathlib.Path:
     from swaptide.host import paths
 
-    return None if value is None else paths.absolute(value)
+    if not value:
+        raise click.BadParameter("the path is empty", ctx, param)
+    path = paths.absolute(value)
+    if not _is_utf8(str(path)):
+        raise click.BadParameter(f"path {str(path)!r} is not UTF-8", ctx, param)
+    return path
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 _run_dir = click.option(
@@ -80,18 +97,28 @@ def disk() -> None:
 @_size_option("--size", required=True, help="Size of the disk, such as 4G.")
 @_size_option("--ram", required=True, help="The most host RAM it may use (the cap).")
 @_size_option("--floor", help="RAM it keeps under pressure [default: the least it needs].")
-@click.option("--spill", metavar="PATH", help="File or block device that its cold data goes to.")
+@click.option(
+    "--spill", callback=_spill, metavar="PATH", help="File or block device that its cold data goes to."
+)
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
 @click.option("--compress", type=click.Choice(["lz4", "zstd", "none"]), default="lz4", show_default=True)
 @click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
 @click.option("--force", is_flag=True, help="Take a spill path that holds something else.")
 @_run_dir
-def add(run_dir: pathlib.Path | None, spill: str | None, **given: Any) -> None:
+def add(run_dir: pathlib.Path | None, **given: Any) -> None:
     """Make a disk and serve it."""
-    from swaptide.host import paths, protocol, sizes
+    from swaptide.host import protocol, sizes
 
-    where = None if spill is None else str(paths.absolute(spill))
-    report = _call(run_dir, protocol.Add(spill=where, **given))
+    name = given["name"]
+    try:
+        report = _call(run_dir, protocol.Add(**given))
+    except KeyboardInterrupt:
+        click.echo(
+            f"swaptide: interrupted; disk {name} is being made all the same,"
+            f" `swaptide disk rm {name}` removes it",
+            err=True,
+        )
+        sys.exit(_INTERRUPTED)
     click.echo(f"disk {report['name']} serves, id {report['id']}")
     click.echo(f"reserved {sizes.show(report['reserved_bytes'])} on disk: {report['spill']}")
     click.echo(f"socket {report['socket']}")
@@ -199,6 +226,9 @@ def plugin_path(run_dir: pathlib.Path | None) -> None:
 def main() -> NoReturn:
     """Run the command and exit with its status."""
     try:
+        for word in sys.argv[1:]:
+            if not _is_utf8(word):
+                raise click.UsageError(f"argument {word!r} is not UTF-8")
         status = cli.main(prog_name="swaptide", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except click.UsageError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from swaptide.cache.errors import SetupError, SwaptideError
+from swaptide.cache.errors import SetupError, SwaptideError, UsageError
 from swaptide.host import protocol
 
 _decoder = msgspec.json.Decoder(protocol.Reply)
@@ -22,8 +22,20 @@ def call(
 
     Raises the daemon's own error, or SetupError if it does not run or may not be spoken to.
     """
+    try:
+        return _exchange(run_dir, msgspec.json.encode(request), progress)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{error.object!r} is not UTF-8; use another name") from error
+    except (ConnectionError, msgspec.MsgspecError) as error:
+        raise SetupError(
+            f"{run_dir / 'control.sock'} does not answer as a daemon does: {error};"
+            " look whether `swaptide serve` runs"
+        ) from error
+
+
+def _exchange(run_dir: pathlib.Path, request: bytes, progress: Callable[[dict[str, Any]], None]) -> Any:
     with _connect(run_dir) as connection, connection.makefile("rwb") as lines:
-        lines.write(msgspec.json.encode(request) + b"\n")
+        lines.write(request + b"\n")
         lines.flush()
         for line in lines:
             reply = _decoder.decode(line)

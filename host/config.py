@@ -4,7 +4,9 @@ Read once by `serve`; nothing writes to it afterwards.
 """
 
 import dataclasses
+import os
 import pathlib
+import stat
 import tomllib
 from typing import Annotated
 
@@ -13,13 +15,16 @@ import msgspec
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import paths
 
+_Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
+_LONGEST_BYTES = 1 << 20
+
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    run_dir: str | None = None
-    state_dir: str | None = None
-    memory_dir: str | None = None
-    spill_dir: str | None = None
-    nbdkit: str = "nbdkit"
+    run_dir: _Text | None = None
+    state_dir: _Text | None = None
+    memory_dir: _Text | None = None
+    spill_dir: _Text | None = None
+    nbdkit: _Text = "nbdkit"
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
 
 
@@ -87,10 +92,21 @@ def _directory(text: str | None) -> pathlib.Path | None:
 def _read(file: pathlib.Path) -> _File:
     known = ", ".join(field.name for field in msgspec.structs.fields(_File))
     try:
-        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File)
+        return msgspec.convert(tomllib.loads(_text_of(file)), _File)
     except OSError as error:
         raise SetupError(f"configuration {file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"configuration {file} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise UsageError(f"configuration {file}: {error}; the keys are {known}") from error
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or far too long a number
+        raise UsageError(f"configuration {file} is not TOML: {error}") from error
+
+
+def _text_of(file: pathlib.Path) -> str:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would block
+    with open(fd, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageError(f"configuration {file} is not a regular file; give another --config")
+        raw = opened.read(_LONGEST_BYTES + 1)
+    if len(raw) > _LONGEST_BYTES:
+        raise UsageError(f"configuration {file} is longer than {_LONGEST_BYTES} bytes; give another --config")
+    return raw.decode("utf-8")

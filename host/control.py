@@ -65,7 +65,7 @@ class Control:
     async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> protocol.Reply:
         try:
             return protocol.Result(await self._call(_decoder.decode(line), writer))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return protocol.Failure("usage", f"request not understood: {error}")
         except SwaptideError as error:
             return protocol.failure_of(error)

@@ -12,7 +12,7 @@ import pathlib
 import signal
 
 from swaptide.cache.errors import BusyError, SetupError
-from swaptide.host import config, control, definitions, disks, launch, memory, spills
+from swaptide.host import config, control, definitions, disks, launch, listener, memory, spills
 
 log = logging.getLogger(__name__)
 
@@ -26,32 +26,43 @@ def run(chosen: config.Config) -> None:
     """
     launch.require(chosen.nbdkit)
     _keep_descriptors()
+    listener.check(chosen.control_socket)
+    if chosen.memory_dir is None:
+        memory.check_own(chosen.run_dir / "mem")
     made = [path for path in (chosen.run_dir, chosen.state_dir, chosen.spill_dir) if not path.is_dir()]
-    _make(chosen.run_dir, 0o755)
-    lock = _lock(chosen.run_dir / "daemon.lock")
     try:
-        if _run_locked(chosen):
+        _make(chosen.run_dir, 0o755)
+        _check_owner(chosen.run_dir)
+        lock = _lock(chosen.run_dir / "daemon.lock")
+    except SetupError:
+        _remove_empty(made)
+        raise
+    disks_left = False
+    try:
+        disks_left = not _run_locked(chosen)
+    finally:
+        if not disks_left:
             # Before the lock is let go, so that nobody gets hold of a file that is about to vanish.
             (chosen.run_dir / "daemon.lock").unlink(missing_ok=True)
             _remove_empty(made)
-    finally:
         os.close(lock)
 
 
 def _run_locked(chosen: config.Config) -> bool:
     """Serve; returns whether no disk is left."""
     store = definitions.Store(chosen.definitions_dir)
-    _make(chosen.spill_dir, 0o700)
-    for directory in memory.collect_orphans():
-        log.info("orphan memory removed directory=%s", directory)
-    place = memory.prepare(chosen)
-    served = disks.Disks(chosen, place.directory, store)
+    place: memory.Memory | None = None
     try:
-        asyncio.run(_serve(chosen, served))
+        _make(chosen.spill_dir, 0o700)
+        for directory in memory.collect_orphans():
+            log.info("orphan memory removed directory=%s", directory)
+        place = memory.prepare(chosen)
+        asyncio.run(_serve(chosen, disks.Disks(chosen, place.directory, store)))
     finally:
         empty = not store.names()
         if empty:
-            memory.release(place)
+            if place is not None:
+                memory.release(place)
             store.close()
     return empty
 
@@ -93,6 +104,12 @@ def _make(directory: pathlib.Path, mode: int) -> None:
         ) from error
 
 
+def _check_owner(run_dir: pathlib.Path) -> None:
+    """Raises SetupError if the run directory, or a link to it, is somebody else's: they could swap it."""
+    if not {run_dir.lstat().st_uid, run_dir.stat().st_uid} <= {0, os.geteuid()}:
+        raise SetupError(f"run directory {run_dir} is another user's; use another --run-dir")
+
+
 def _lock(path: pathlib.Path) -> int:
     """Hold the run directory; raises BusyError if another daemon does, SetupError if it cannot be written."""
     while True:
@@ -113,6 +130,6 @@ def _lock(path: pathlib.Path) -> int:
 
 
 def _remove_empty(directories: list[pathlib.Path]) -> None:
-    for directory in directories:
+    for directory in sorted(directories, key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):
             directory.rmdir()

@@ -20,6 +20,8 @@ from swaptide.host import detached
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+# Names that the daemon has uses for in its run directory: control.sock, daemon.lock, mem.
+_RESERVED = frozenset(("control", "daemon", "mem"))
 LIMIT_SECONDS = 2.0
 _LABEL_BYTES = 15  # what mkswap leaves of a label: 16 bytes with their NUL
 
@@ -50,12 +52,20 @@ def check_name(name: str) -> None:
             f"disk name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' and '-',"
             " not starting with '.' or '-'"
         )
+    if name in _RESERVED:
+        raise UsageError(f"disk name {name!r} is not allowed: the daemon uses it itself; choose another name")
 
 
 def check_label(label: str) -> None:
     """Raises UsageError unless `label` fits a swap signature."""
     if not label or not label.isprintable() or len(label.encode()) > _LABEL_BYTES:
         raise UsageError(f"swap label {label!r} is not allowed: use 1 to {_LABEL_BYTES} printable bytes")
+
+
+def check_spill(path: str) -> None:
+    """Raises UsageError unless `path` can be a spill path: absolute, without NUL."""
+    if not os.path.isabs(path) or "\0" in path:
+        raise UsageError(f"spill path {path!r} is not allowed: give an absolute path")
 
 
 class Store:

@@ -121,6 +121,8 @@ class Disks:
         definitions.check_name(request.name)
         if request.swap_label is not None:
             definitions.check_label(request.swap_label)
+        if request.spill is not None:
+            definitions.check_spill(request.spill)
         if request.name in self._keepers:
             raise UsageError(
                 f"disk {request.name} exists; choose another name, or remove it with"
@@ -197,9 +199,9 @@ class Disks:
                 before = state.ram_bytes()
                 squeeze.apply(state, wanted)
             except FileNotFoundError as error:
-                raise BusyError(f"disk {name} does not run; its limits will hold later") from error
-            finally:
                 await keeper.update(changed)
+                raise BusyError(f"disk {name} does not run; its limits will hold later") from error
+            await keeper.update(changed)
             if keeper.state is supervisor.State.FAILED:
                 raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
             last: dict[str, Any] = {}

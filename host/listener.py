@@ -8,11 +8,21 @@ import os
 import pathlib
 import socket
 import stat
+import struct
 
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import paths
 
 _BACKLOG = 128
+_ACTIVATION_FD = 3
+# sock_diag(7): one request for the file that a Unix socket is bound to.
+_NETLINK_SOCK_DIAG, _BY_FAMILY, _REQUEST = 4, 20, 1
+_ANY_STATE, _SHOW_VFS, _NO_COOKIE = 0xFFFFFFFF, 2, 0xFFFFFFFF
+_HEADER, _ASK, _SOCKET = struct.Struct("=IHHII"), struct.Struct("=BBHIIIII"), struct.Struct("=BBBBIII")
+_ATTRIBUTE, _VFS, _VFS_TYPE = struct.Struct("=HH"), struct.Struct("=II"), 1
+_MINOR_BITS = 20
+_NETLINK_BYTES = 8192
+_NETLINK_SECONDS = 1.0
 
 
 def check(path: pathlib.Path) -> None:
@@ -22,7 +32,7 @@ def check(path: pathlib.Path) -> None:
             f"socket path {path} is longer than {paths.SOCKET_PATH_BYTES} bytes;"
             " use a shorter name or run directory"
         )
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise UsageError(f"{path} exists and is no socket; move it away")
 
@@ -45,3 +55,38 @@ def bind(path: pathlib.Path) -> socket.socket:
     finally:
         os.umask(before)
     return bound
+
+
+def is_held(path: pathlib.Path, pid: int) -> bool:
+    """Whether the socket that `pid` was started with is the one that `path` names today.
+
+    True where the kernel does not tell.  Names do not answer it: a bound socket keeps its first one.
+    """
+    try:
+        inode = int(os.readlink(f"/proc/{pid}/fd/{_ACTIVATION_FD}").removeprefix("socket:[").rstrip("]"))
+        bound = _file_of(inode)
+    except (OSError, ValueError, struct.error):
+        return True
+    try:
+        named = path.lstat()
+    except OSError:
+        return False
+    device = os.major(named.st_dev) << _MINOR_BITS | os.minor(named.st_dev)
+    return bound is None or bound == (named.st_ino & 0xFFFFFFFF, device)
+
+
+def _file_of(inode: int) -> tuple[int, int] | None:
+    """Inode and device of the file that the Unix socket `inode` is bound to, None if it is not told."""
+    ask = _ASK.pack(socket.AF_UNIX, 0, 0, _ANY_STATE, inode, _SHOW_VFS, _NO_COOKIE, _NO_COOKIE)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(_NETLINK_SECONDS)
+        netlink.sendto(_HEADER.pack(_HEADER.size + len(ask), _BY_FAMILY, _REQUEST, 1, 0) + ask, (0, 0))
+        reply = netlink.recv(_NETLINK_BYTES)
+    if _HEADER.unpack_from(reply)[1] != _BY_FAMILY:
+        return None
+    at = _HEADER.size + _SOCKET.size
+    length, kind = _ATTRIBUTE.unpack_from(reply, at)
+    if kind != _VFS_TYPE or length != _ATTRIBUTE.size + _VFS.size:
+        return None
+    file, device = _VFS.unpack_from(reply, at + _ATTRIBUTE.size)
+    return file, device

@@ -47,6 +47,7 @@ def prepare(chosen: config.Config) -> Memory:
             log.warning("state files are not in memory directory=%s remedy='mount a tmpfs there'", directory)
         return Memory(directory, mounted=False)
     own = chosen.run_dir / "mem"
+    check_own(own)
     if own.is_mount() or _mount(own):
         return Memory(own, mounted=True)
     directory = _fallback(chosen.run_dir)
@@ -97,6 +98,14 @@ def is_locked(path: pathlib.Path) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def check_own(directory: pathlib.Path) -> None:
+    """Raises SetupError if a tmpfs must not go to `directory`: it exists and is no directory of ours."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = directory.lstat()  # not stat: mount would follow a link to anywhere
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise SetupError(f"{directory} is not a directory of ours; remove it, or use another --run-dir")
 
 
 def _fallback(run_dir: pathlib.Path) -> pathlib.Path:

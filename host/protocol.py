@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from swaptide.balloon import limits
 from swaptide.cache import errors
 
 LINE_LIMIT_BYTES = 4 << 20
 Compress = Literal["lz4", "zstd", "none"]
 Weight = Annotated[int, msgspec.Meta(ge=1, le=10000)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
 DEFAULT_WEIGHT = 100
 
 
@@ -24,9 +26,9 @@ class Add(_Message, tag="disk-add"):
     """Make a disk; the result is its report."""
 
     name: str
-    size_bytes: int
-    ram_bytes: int
-    floor_bytes: int | None = None
+    size_bytes: Size
+    ram_bytes: Size
+    floor_bytes: Size | None = None
     spill: str | None = None
     weight: Weight = DEFAULT_WEIGHT
     compress: Compress = "lz4"
@@ -48,8 +50,8 @@ class Set(_Message, tag="disk-set"):
     """Change what is given; streams squeeze steps, and the result is the last one."""
 
     name: str
-    ram_bytes: int | None = None
-    floor_bytes: int | None = None
+    ram_bytes: Size | None = None
+    floor_bytes: Size | None = None
     weight: Weight | None = None
 
 

@@ -93,8 +93,8 @@ class Keeper:
         """Stop keeping the disk; the process goes on serving unless `process_too`."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            # Whatever it ended with, the disk has to be let go.
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self.process is not None:
             if not process_too:
@@ -144,12 +144,15 @@ class Keeper:
                     self.process = await self._adopt() or await self._spawn(force and failures == 0)
                 await self._until_serving(self.process)
                 await self._note_served()
+                failures = 0
+                await self._while_serving(self.process)
             except (SwaptideError, OSError) as error:
                 failures += 1
                 await self._pause_after_failure(failures, str(error))
-            else:
-                failures = 0
-                await self._while_serving(self.process)
+            except Exception as error:
+                log.debug("keeper failed name=%s", self.definition.name, exc_info=True)
+                failures = max(failures + 1, _FAILED_AFTER)
+                await self._pause_after_failure(failures, f"internal error {error!r}; remove the disk")
 
     async def _while_serving(self, live: process.Process) -> None:
         since = time.monotonic()
@@ -190,6 +193,12 @@ class Keeper:
             except FileNotFoundError:
                 return None
             found = launch.owner(self.definition)
+            if found is not None and not listener.is_held(self.socket_path, found.pid):
+                # Begun by a daemon that ended meanwhile: no client finds its socket any more.
+                log.warning("process without its socket is ended name=%s pid=%d", path.stem, found.pid)
+                if not await found.end():
+                    raise SetupError(f"process {found.pid} of {path} does not end; is its store alive?")
+                return None
             if found is not None:
                 log.info("process adopted name=%s pid=%d", self.definition.name, found.pid)
                 return found

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pwd
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ def fails(done: subprocess.CompletedProcess[str], *names: str, status: int | Non
     ("words", "names"),
     [
         (("disk", "add", "g1", "--size", "64M", "--ram", "32M"), ("g1 exists",)),
+        (("disk", "add", "control", "--size", "64M", "--ram", "32M"), ("'control'", "another name")),
         (("disk", "add", "a/b", "--size", "64M", "--ram", "32M"), ("'a/b'", "letters")),
         (("disk", "add", ".g", "--size", "64M", "--ram", "32M"), ("'.g'",)),
         (("disk", "add", "n" * 65, "--size", "64M", "--ram", "32M"), ("n" * 65,)),
@@ -112,6 +114,46 @@ def test_other_users_are_told(daemon: daemons.Daemon) -> None:
 def test_run_directory_that_cannot_be(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     fails(daemons.Daemon(tmp_path, "file").run("serve"), str(tmp_path / "file"), status=1)
+
+
+@pytest.mark.parametrize("what", ["long", "control", "mem-file", "mem-link"])
+def test_serve_that_fails_leaves_nothing(tmp_path: pathlib.Path, what: str) -> None:
+    daemon = daemons.Daemon(tmp_path, "x" * 100 if what == "long" else "run")
+    named = daemon.run_dir / ("control.sock" if what in ("long", "control") else "mem")
+    if what != "long":
+        daemon.run_dir.mkdir()
+    if what == "mem-link":
+        named.symlink_to(tmp_path)
+    elif what != "long":
+        named.touch()
+    before = sorted(tmp_path.rglob("*"))
+    fails(daemon.run("serve", "--config", str(daemon.config)), str(named), status=1)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert str(tmp_path) not in pathlib.Path("/proc/self/mounts").read_text()
+
+
+def test_run_directory_of_somebody_else(tmp_path: pathlib.Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a directory away")
+    daemon = daemons.Daemon(tmp_path)
+    daemon.run_dir.mkdir()
+    os.chown(daemon.run_dir, 65534, 65534)
+    fails(daemon.run("serve", "--config", str(daemon.config)), str(daemon.run_dir), "another user", status=1)
+    assert not any(daemon.run_dir.iterdir()) and not daemon.state_dir.exists()
+
+
+def test_a_refused_limit_is_not_saved(daemon: daemons.Daemon) -> None:
+    before = daemon.show()
+    definition = next(daemon.state_dir.rglob("g1.json"))
+    saved = definition.read_bytes()
+    fails(daemon.run("disk", "set", "g1", "--ram", "18446744073709551616"), "--ram", status=2)
+    line = b'{"type":"disk-set","name":"g1","ram_bytes":18446744073709551616}\n'
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(daemon.run_dir / "control.sock"))
+        raw.sendall(line)
+        assert b'"usage"' in raw.recv(4096)
+    assert definition.read_bytes() == saved
+    assert daemon.show()["cap_bytes"] == before["cap_bytes"]
 
 
 def test_missing_nbdkit(tmp_path: pathlib.Path) -> None:

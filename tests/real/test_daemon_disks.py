@@ -52,6 +52,24 @@ def test_add_shows_every_field(daemon: daemons.Daemon) -> None:
     assert f"state={report['state_file']}" in pathlib.Path(f"/proc/{report['pid']}/cmdline").read_text()
 
 
+def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> None:
+    words = ("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--run-dir", str(daemon.run_dir))
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        adding = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
+        open_files = pathlib.Path(f"/proc/{adding.pid}/fd")
+        daemons.wait_for(lambda: any(os.readlink(fd).startswith("socket:") for fd in open_files.iterdir()))
+        time.sleep(0.2)  # until it has sent its request
+        adding.send_signal(signal.SIGINT)
+        _, said = adding.communicate(timeout=20)
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    assert adding.returncode == 130
+    assert said.count("\n") == 1 and "disk g1 is being made all the same" in said
+    daemons.wait_for(lambda: "running" in daemon.run("disk", "show", "g1").stdout)
+
+
 def test_readable_forms_name_the_disk(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     assert report["socket"] in daemon.ok("disk", "show", "g1")

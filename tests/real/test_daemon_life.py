@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from swaptide.host import listener
 from tests.real import daemons
 
 PATTERN = bytes(range(256)) * 16
@@ -81,6 +82,21 @@ def test_both_killed_lose_nothing(daemon: daemons.Daemon) -> None:
     after = daemon.wait_running(not_pid=before["pid"])
     assert after["id"] == before["id"]
     check(after)
+
+
+def test_a_process_whose_socket_is_orphaned_is_replaced(daemon: daemons.Daemon) -> None:
+    """As when a daemon ended while it started a disk, and the next one bound the socket anew."""
+    before = daemon.add()
+    write(before)
+    daemon.stop(signal.SIGKILL)
+    path = pathlib.Path(before["socket"])
+    with listener.bind(path):
+        pass
+    daemon.start()
+    after = daemon.wait_running(not_pid=before["pid"])
+    assert after["id"] == before["id"]
+    check(after)
+    assert not daemons.is_alive(before["pid"])
 
 
 def test_lost_memory_brings_an_empty_disk_with_a_new_id(daemon: daemons.Daemon) -> None:

@@ -31,6 +31,21 @@ def test_mistakes_are_one_line_and_status_2() -> None:
         assert "--help" in done.stderr
 
 
+def test_arguments_that_are_hostile_are_one_line() -> None:
+    add = ["disk", "add", "g", "--ram", "32M", "--size"]
+    for words in (
+        [b"disk", b"show", b"\xff"],
+        [b"serve", b"--show-config", b"--run-dir", b"/tmp/\xff"],
+        [*add, "9" * 5000],
+        [*add, "64M", "--weight", "9" * 5000],
+        [*add, "64M", "--spill", ""],
+        ["disk", "ls", "--run-dir", ""],
+    ):
+        done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done
+        assert done.stderr.startswith("swaptide: ") and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_show_config_needs_nothing() -> None:
     done = run("serve", "--show-config", "--run-dir", "/no/such")
     assert done.returncode == 0

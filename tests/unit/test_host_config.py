@@ -1,5 +1,6 @@
 """The configuration: what wins over what, what is refused, and that it prints what it reads."""
 
+import os
 import pathlib
 
 import pytest
@@ -34,6 +35,13 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("threads = 'x'", "threads"),
         ("threads = 1000", "threads"),
         ("[", "TOML"),
+        ("threads = " + "9" * 5000, "TOML"),
+        ("threads = " + "[" * 5000, "TOML"),
+        ("threads = 99999999999999999999", "threads"),
+        ("nbdkit = ''", "nbdkit"),
+        ("run_dir = ''", "run_dir"),
+        ('run_dir = "/a\\u0000b"', "run_dir"),
+        ("#" * (1 << 20) + "#", "longer"),
     ],
 )
 def test_bad_files_are_named(tmp_path: pathlib.Path, text: str, word: str) -> None:
@@ -42,6 +50,15 @@ def test_bad_files_are_named(tmp_path: pathlib.Path, text: str, word: str) -> No
     with pytest.raises(UsageError, match=word) as caught:
         config.load(file, None)
     assert str(file) in str(caught.value)
+
+
+def test_only_regular_files(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for file in (tmp_path / "fifo", pathlib.Path("/dev/zero")):
+        with pytest.raises(UsageError, match="not a regular file"):
+            config.load(file, None)
+    with pytest.raises((SetupError, UsageError), match=f"configuration {tmp_path}"):
+        config.load(tmp_path, None)
 
 
 def test_missing_file(tmp_path: pathlib.Path) -> None:

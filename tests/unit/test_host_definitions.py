@@ -99,6 +99,19 @@ def test_bad_names(name: str) -> None:
         definitions.check_name(name)
 
 
+@pytest.mark.parametrize("name", ["control", "daemon", "mem"])
+def test_names_of_the_daemon_itself(name: str) -> None:
+    with pytest.raises(UsageError, match="the daemon uses it itself"):
+        definitions.check_name(name)
+
+
+def test_spill_paths() -> None:
+    definitions.check_spill("/dev/vdb")
+    for path in ("", "x", "/a\0b"):
+        with pytest.raises(UsageError, match="absolute"):
+            definitions.check_spill(path)
+
+
 def test_labels() -> None:
     definitions.check_label("tide")
     for label in ("", "x" * 16, "ü" * 8, "a\n"):

@@ -3,6 +3,7 @@
 import pathlib
 import socket
 import stat
+import subprocess
 
 import pytest
 
@@ -16,6 +17,27 @@ def test_bound_again_in_place(tmp_path: pathlib.Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         client.connect(str(path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["g1.sock"]
+
+
+def test_whose_socket_a_path_names(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "g1.sock"
+    with listener.bind(path) as bound:
+        script = f"exec 3<&{bound.fileno()}; echo up; read -r _"
+        holder = subprocess.Popen(
+            ["/bin/bash", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[bound.fileno()],
+        )
+        with holder:
+            assert holder.stdout is not None and holder.stdout.readline() == b"up\n"
+            assert listener.is_held(path, holder.pid)
+            with listener.bind(path):
+                assert not listener.is_held(path, holder.pid)
+            path.unlink()
+            assert not listener.is_held(path, holder.pid)
+            assert holder.stdin is not None
+            holder.stdin.write(b"\n")
 
 
 def test_paths_that_cannot_be(tmp_path: pathlib.Path) -> None:

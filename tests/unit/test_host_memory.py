@@ -34,6 +34,26 @@ def test_a_directory_that_others_may_enter_is_refused(tmp_path: pathlib.Path) ->
         memory.prepare(place(tmp_path))
 
 
+def test_nothing_is_mounted_where_a_link_or_a_file_leads(tmp_path: pathlib.Path) -> None:
+    own = tmp_path / "run" / "mem"
+    own.parent.mkdir()
+    memory.check_own(own)
+    own.symlink_to(tmp_path)
+    with pytest.raises(SetupError, match=f"{own} is not a directory of ours"):
+        memory.prepare(config.load(None, tmp_path / "run"))
+    own.unlink()
+    own.touch()
+    with pytest.raises(SetupError, match=f"{own} is not a directory of ours"):
+        memory.prepare(config.load(None, tmp_path / "run"))
+    own.unlink()
+    own.mkdir()
+    memory.check_own(own)
+    if os.geteuid() == 0:
+        os.chown(own, 65534, 65534)
+        with pytest.raises(SetupError):
+            memory.check_own(own)
+
+
 def test_orphans(tmp_path: pathlib.Path) -> None:
     prefix = f"swaptide-{os.geteuid()}-"
     for name, run_dir in (("kept", tmp_path), ("gone", tmp_path / "no"), ("busy", tmp_path / "no")):

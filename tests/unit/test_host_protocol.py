@@ -32,6 +32,9 @@ def test_round_trip(request_: protocol.Request) -> None:
         b'{"type":"disk-show"}',
         b'{"type":"disk-set","name":"g1","weight":0}',
         b'{"type":"disk-add","name":"g1","size_bytes":"4G","ram_bytes":1}',
+        b'{"type":"disk-set","name":"g1","ram_bytes":18446744073709551616}',
+        b'{"type":"disk-set","name":"g1","floor_bytes":70368744177665}',
+        b'{"type":"disk-set","name":"g1","ram_bytes":-1}',
     ],
 )
 def test_nonsense_is_refused(line: bytes) -> None:

@@ -27,6 +27,13 @@ def test_parse_refuses(text: str) -> None:
         sizes.parse(text)
 
 
+@pytest.mark.parametrize("text", ["65T", "18446744073709551616", "999999999999999999T", "9" * 5000])
+def test_parse_refuses_what_is_too_much(text: str) -> None:
+    with pytest.raises(UsageError, match=r"write for example 512M or 4G") as caught:
+        sizes.parse(text)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "expected"),
     [(0, "0"), (1000, "1000"), (4096, "4K"), (1536 << 20, "1.5G"), (4 << 30, "4G"), (19005440, "18.1M")],

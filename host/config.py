@@ -25,7 +25,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     memory_dir: _Text | None = None
     spill_dir: _Text | None = None
     nbdkit: _Text = "nbdkit"
-    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    # Not more: the plugin's base counts the request buffers of 16 (cache/governor.py).
+    threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
 
 
 @dataclasses.dataclass(frozen=True)

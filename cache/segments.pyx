@@ -544,7 +544,7 @@ cdef class Segments:
         return <uint32_t> slots if slots < self.map.ram_slots else self.map.ram_slots
 
     cdef int populate(self, uint32_t count) noexcept nogil:
-        """Make up to `count` free slots, one at a time, while the target allows.  Returns how many, or -ENOMEM."""
+        """Make up to `count` free slots, while the target allows.  Returns how many, or -ENOMEM."""
         cdef uint32_t slot, _i
         cdef int failed, made = 0
         for _i in range(count):

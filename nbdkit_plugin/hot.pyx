@@ -17,9 +17,16 @@ import time
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EINVAL, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int32_t, uint32_t, uint64_t
+from posix.time cimport nanosleep, timespec
 
 from swaptide.cache.atomics cimport add32, count64, load32, load64, store64
 from swaptide.cache.log cimport Log
+from swaptide.cache.pthread cimport (
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_t,
+    pthread_mutex_unlock,
+)
 from swaptide.cache.segments cimport Waiter
 from swaptide.cache.words cimport FLUSHES, READ_BYTES, READS, TRIMS, WRITE_BYTES, WRITES, ZEROES
 
@@ -51,6 +58,7 @@ cdef enum:
 cdef Log _log = None
 cdef nanosleep_t _sleep = NULL
 cdef uint64_t _newest = 0
+cdef pthread_mutex_t _leaving
 _connections = {}
 _admission = threading.Lock()
 
@@ -91,12 +99,28 @@ cdef inline void end_change(Presence *presence) noexcept nogil:
     add32(&presence.changing, -1)
 
 
+cdef void leave_in_turn() noexcept nogil:
+    """Return to nbdkit one after the other when the client is gone.
+
+    nbdkit 1.32 ends with a failed assertion when two threads send on a connection that just broke: the
+    first one's failure closes the socket under the second.  The first marks the connection dead within
+    microseconds, and whoever comes later sends nothing.
+    """
+    cdef timespec pause
+    pause.tv_sec = 0
+    pause.tv_nsec = 3000000
+    pthread_mutex_lock(&_leaving)
+    nanosleep(&pause, NULL)
+    pthread_mutex_unlock(&_leaving)
+
+
 def serve(Log log):
     """Serve `log` from now on."""
     global _log, _sleep
     _sleep = <nanosleep_t> dlsym(RTLD_DEFAULT, b"nbdkit_nanosleep")
     if _sleep == NULL:
         raise OSError("this nbdkit exports no nbdkit_nanosleep; 1.32 or later is needed")
+    pthread_mutex_init(&_leaving, NULL)
     if kept_setup() != 0:
         raise OSError("no pthread key left")
     # One heap each for nbdkit's many threads would grow with every reconnect.
@@ -202,6 +226,9 @@ def pwrite(Connection connection, buf, uint64_t offset, uint32_t flags):
         count64(&_log.map.counters[WRITE_BYTES], view.len)
     finally:
         PyBuffer_Release(&view)
+    if result == -ESHUTDOWN:
+        with nogil:
+            leave_in_turn()
     if result != 0:
         fail(result)
 
@@ -218,6 +245,8 @@ cdef int discard(Connection connection, uint32_t count, uint64_t offset, bint ke
         if begin_change(&connection.presence):
             result = _log.discard(count, offset, &waiter, keep)
         end_change(&connection.presence)
+        if result == -ESHUTDOWN:
+            leave_in_turn()
     if result != 0:
         fail(result)
     return 0

@@ -52,6 +52,14 @@ def test_add_shows_every_field(daemon: daemons.Daemon) -> None:
     assert f"state={report['state_file']}" in pathlib.Path(f"/proc/{report['pid']}/cmdline").read_text()
 
 
+def is_socket(descriptor: pathlib.Path) -> bool:
+    """Whether an entry of /proc/PID/fd is a socket; it may be closed while we look."""
+    try:
+        return os.readlink(descriptor).startswith("socket:")
+    except FileNotFoundError:
+        return False
+
+
 def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> None:
     words = ("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--run-dir", str(daemon.run_dir))
     assert daemon.process is not None
@@ -59,7 +67,7 @@ def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> N
     try:
         adding = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
         open_files = pathlib.Path(f"/proc/{adding.pid}/fd")
-        daemons.wait_for(lambda: any(os.readlink(fd).startswith("socket:") for fd in open_files.iterdir()))
+        daemons.wait_for(lambda: any(is_socket(fd) for fd in open_files.iterdir()))
         time.sleep(0.2)  # until it has sent its request
         adding.send_signal(signal.SIGINT)
         _, said = adding.communicate(timeout=20)

@@ -42,15 +42,22 @@ assert SEGMENT_BYTES - IMAGE_FOOTER >= sizeof(Footer)
 assert IMAGE_RMAP == PIECES * STRIDE and IMAGE_FOOTER == IMAGE_RMAP + RMAP_BYTES
 
 
-cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
-                     uint32_t slot, uint32_t count) noexcept nogil:
-    """Lay out the RAM segment at `pages` as its image; pieces from `count` on are left out."""
+cdef tag_place place_in(const SpillFile *spill, uint64_t generation, uint32_t slot,
+                        uint32_t index) noexcept nogil:
     cdef tag_place place
-    cdef uint32_t i
-    cdef Footer footer
     place.disk = spill.disk_seed
     place.generation = generation
     place.slot = slot
+    place.index = index
+    return place
+
+
+cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
+                     uint32_t slot, uint32_t count) noexcept nogil:
+    """Lay out the RAM segment at `pages` as its image; pieces from `count` on are left out."""
+    cdef tag_place place = place_in(spill, generation, slot, 0)
+    cdef uint32_t i
+    cdef Footer footer
     for i in range(count):
         place.index = i
         memcpy(image + i * STRIDE, pages + (i << PAGE_SHIFT), PAGE_BYTES)
@@ -75,20 +82,13 @@ cdef bint image_check(const char *image, const SpillFile *spill, uint64_t genera
     memcpy(&footer, image + IMAGE_FOOTER, sizeof(Footer))
     if memcmp(footer.magic, b"tideseg1", 8) != 0 or footer.generation != generation or footer.slot != slot:
         return False
-    place.disk = spill.disk_seed
-    place.generation = generation
-    place.slot = slot
-    place.index = RMAP_INDEX
+    place = place_in(spill, generation, slot, RMAP_INDEX)
     return tag_matches(footer.rmap_tag, image + IMAGE_RMAP, RMAP_BYTES, &place)
 
 
 cdef bint piece_check(const char *piece, const SpillFile *spill, uint64_t generation, uint32_t slot,
                       uint32_t index) noexcept nogil:
-    cdef tag_place place
-    place.disk = spill.disk_seed
-    place.generation = generation
-    place.slot = slot
-    place.index = index
+    cdef tag_place place = place_in(spill, generation, slot, index)
     return tag_matches(<const unsigned char *> piece + PAGE_BYTES, piece, PAGE_BYTES, &place)
 
 

@@ -45,7 +45,6 @@ cdef extern from "<malloc.h>" nogil:
 cdef extern from "threads.h" nogil:
     int kept_setup() noexcept
     void kept_keep() noexcept
-    long kept_threads() noexcept
     void kept_close() noexcept
 
 ctypedef int (*nanosleep_t)(unsigned seconds, unsigned nanoseconds) noexcept nogil
@@ -134,11 +133,6 @@ def stop_keeping():
     """Thread states that still live are left to the end of the process."""
     with nogil:
         kept_close()
-
-
-def kept():
-    """How many threads keep their Python thread state; for tests."""
-    return kept_threads()
 
 
 def admit(wake_waiters):

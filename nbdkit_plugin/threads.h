@@ -15,7 +15,6 @@
 static pthread_key_t kept_key;
 static int kept_ready;
 static int kept_closing;
-static long kept_count;
 static long kept_releasing;
 static __thread int kept_here;
 
@@ -26,7 +25,6 @@ static void kept_release(void *state)
     __atomic_fetch_add(&kept_releasing, 1, __ATOMIC_SEQ_CST);
     if (!__atomic_load_n(&kept_closing, __ATOMIC_SEQ_CST)) {
         PyEval_RestoreThread((PyThreadState *)state);
-        __atomic_fetch_sub(&kept_count, 1, __ATOMIC_RELAXED);
         PyThreadState_Clear((PyThreadState *)state);
         PyThreadState_DeleteCurrent();
     }
@@ -48,11 +46,9 @@ static inline void kept_keep(void)
         return;
     kept_here = 1;
     (void)PyGILState_Ensure();
-    __atomic_fetch_add(&kept_count, 1, __ATOMIC_RELAXED);
     pthread_setspecific(kept_key, PyThreadState_Get());
 }
 
-static inline long kept_threads(void) { return __atomic_load_n(&kept_count, __ATOMIC_RELAXED); }
 
 /* Call without the GIL, which threads that end right now may need. */
 static inline void kept_close(void)

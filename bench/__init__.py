@@ -1,1 +1,1 @@
-"""Side-by-side benchmarks against the peers; `make bench` runs them (docs/performance.md reads the results)."""
+"""Side-by-side benchmarks against the peers: `make bench` (docs/performance.md reads the results)."""

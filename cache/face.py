@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from swaptide.cache import geometry, layout
+from swaptide.cache import geometry, histogram, layout
 from swaptide.cache.errors import StateError
 
 
@@ -80,6 +80,14 @@ class StateFace:
         """Every word of the counters page by name, as last published."""
         return self._words(geometry.COUNTERS_OFFSET, layout.COUNTERS)
 
+    def histograms(self) -> Mapping[str, histogram.Histogram]:
+        """Latencies and sizes of the requests since the disk was made, by the names in layout.HISTOGRAMS."""
+        raw = self._read(geometry.HISTOGRAMS_OFFSET, len(layout.HISTOGRAMS) * histogram.BYTES)
+        return {
+            name: histogram.Histogram.unpack(raw[index * histogram.BYTES :])
+            for index, name in enumerate(layout.HISTOGRAMS)
+        }
+
     def limits(self) -> Limits:
         """The limits in force."""
         words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
@@ -115,7 +123,11 @@ class StateFace:
         os.pwrite(self._fd, layout.WORD.pack(value), offset)
 
     def _words(self, offset: int, names: tuple[str, ...]) -> Mapping[str, int]:
-        raw = os.pread(self._fd, len(names) * layout.WORD.size, offset)
-        if len(raw) < len(names) * layout.WORD.size:
-            raise StateError(f"{self.path}: state file was truncated")
+        raw = self._read(offset, len(names) * layout.WORD.size)
         return {name: layout.WORD.unpack_from(raw, i * 8)[0] for i, name in enumerate(names)}
+
+    def _read(self, offset: int, length: int) -> bytes:
+        raw = os.pread(self._fd, length, offset)
+        if len(raw) < length:
+            raise StateError(f"{self.path}: state file was truncated")
+        return raw

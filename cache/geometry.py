@@ -24,6 +24,7 @@ PAGE_ENTRY_BYTES = 8
 IDENTITY_OFFSET = 0
 CONTROL_OFFSET = 4096
 COUNTERS_OFFSET = 8192
+HISTOGRAMS_OFFSET = 12288
 DIRECTORY_OFFSET = 65536
 
 # Slack of the log on disk: 9/8 of the pages and 16 segments (design: never accept what cannot be

@@ -63,3 +63,12 @@ COUNTERS: Final = (
     "log_clock",  # counts the lives of all segments; the one word here that the log itself relies on
 )
 WORD: Final = struct.Struct("<Q")
+
+# One histogram.Histogram each, in this order, behind the counters.  A request is counted once it was answered
+# without an error, with the time from its arrival in the plugin to its answer and the bytes it asked for.
+HISTOGRAMS: Final = (
+    "hit",  # reads that needed nothing from the disk
+    "miss",  # reads that did
+    "write",  # waits at the cap included
+    "stall",  # of writes, trims and zeroes that waited for memory: the time they waited
+)

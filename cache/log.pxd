@@ -26,14 +26,17 @@ cdef class Log:
     cdef int bounces
     cdef readonly uint64_t size_bytes
 
-    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait) noexcept nogil
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait,
+                  uint64_t *missed) noexcept nogil
     cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
                    bint may_wait) noexcept nogil
     cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil
 
+    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *hits,
+                   uint64_t *missed) noexcept nogil
     cdef uint64_t entry(self, uint64_t page) noexcept nogil
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
-                         uint64_t *done) noexcept nogil
+                         uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
     cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment,
                         uint32_t index) noexcept nogil
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil

@@ -14,7 +14,7 @@ import errno
 import os
 
 from libc.errno cimport EAGAIN, EIO
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
@@ -109,8 +109,25 @@ cdef class Log:
 
     # Reads.
 
-    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait) noexcept nogil:
-        """Read within the disk.  0, -EIO, or -EAGAIN where it would go to the disk and must not."""
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait,
+                  uint64_t *missed) noexcept nogil:
+        """Read within the disk; `missed` is set to the number of pages that came from its disk.
+
+        0, -EIO, or -EAGAIN where it would go to the disk and must not.
+        """
+        cdef uint64_t hits = 0
+        cdef int result
+        missed[0] = 0
+        result = self._read(buf, count, offset, may_wait, &hits, missed)
+        if result != -EAGAIN:
+            if hits:
+                count64(&self.map.counters[HITS], <int64_t> hits)
+            if missed[0]:
+                count64(&self.map.counters[MISSES], <int64_t> missed[0])
+        return result
+
+    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *hits,
+                   uint64_t *missed) noexcept nogil:
         cdef uint64_t entry, part, done
         cdef int result
         while count:
@@ -120,23 +137,23 @@ cdef class Log:
             entry = self.entry(offset >> PAGE_SHIFT)
             if kind_of(entry) == PIECE:
                 done = 0
-                result = self._read_piece(buf, count, offset, entry, may_wait, &done)
+                result = self._read_piece(buf, count, offset, entry, may_wait, &done, hits, missed)
                 if result != 0:
                     return result
                 part = done
             elif kind_of(entry) == SAME:
                 fill_words(buf, same_word(entry), offset & 3, part)
-                count64(&self.map.counters[HITS], 1)
+                hits[0] += 1
             else:
                 memset(buf, 0, part)
-                count64(&self.map.counters[HITS], 1)
+                hits[0] += 1
             buf += part
             offset += part
             count -= part
         return 0
 
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
-                         uint64_t *done) noexcept nogil:
+                         uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil:
         """Read as many pages as lie back to back from here; `done` stays 0 if the entry changed meanwhile."""
         cdef uint64_t page = offset >> PAGE_SHIFT, place, span
         cdef uint32_t segment = segment_of(entry), index = index_of(entry), skip = offset & PAGE_MASK, run = 1
@@ -159,7 +176,7 @@ cdef class Log:
         if ram_of(place):
             memcpy(buf, self.map.slot(ram_of(place) - 1) + (<uint64_t> index << PAGE_SHIFT) + skip, span)
             self.segments.unpin(segment)
-            count64(&self.map.counters[HITS], run)
+            hits[0] += run
         elif not may_wait:
             self.segments.unpin(segment)
             return -EAGAIN
@@ -169,7 +186,7 @@ cdef class Log:
             point()
             result = self._read_disk(buf, span, skip, segment, index)
             self.segments.disk_unpin(segment)
-            count64(&self.map.counters[MISSES], run)
+            missed[0] += run
         done[0] = span
         return result
 
@@ -463,6 +480,7 @@ cdef class Log:
         cdef Waiter waiter
         waiter.alive = NULL
         waiter.arg = NULL
+        waiter.stalled_ns = 0
         if offset + count > self.size_bytes:
             raise OSError(errno.ENOSPC, "beyond the end of the disk")
         with nogil:
@@ -475,10 +493,11 @@ cdef class Log:
         cdef int result
         cdef bytearray data = bytearray(count)
         cdef char *raw = data
+        cdef uint64_t missed
         if offset + count > self.size_bytes:
             raise OSError(errno.EINVAL, "beyond the end of the disk")
         with nogil:
-            result = self.read(raw, count, offset, True)
+            result = self.read(raw, count, offset, True, &missed)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
         return bytes(data)

@@ -30,6 +30,7 @@ cdef class Mapping:
     cdef readonly uint32_t disk_slots
     cdef uint64_t *control
     cdef uint64_t *counters
+    cdef uint64_t *histograms
     cdef uint8_t *directory
     cdef SegmentEntry *segment_table
     cdef uint64_t *page_table

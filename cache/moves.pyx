@@ -180,6 +180,7 @@ cdef class Moves:
         cdef Waiter patient
         patient.alive = NULL
         patient.arg = NULL
+        patient.stalled_ns = 0
         for index in range(count):
             page = rmap[index]
             if page >= self.log.map.pages:

@@ -22,6 +22,7 @@ ctypedef bint (*alive_t)(void *arg) noexcept nogil
 cdef struct Waiter:
     alive_t alive
     void *arg
+    uint64_t stalled_ns     # how long the request waited so far
 
 cdef struct OpenSegment:
     uint32_t segment
@@ -87,7 +88,7 @@ cdef class Segments:
     cdef int punch(self, uint32_t release) noexcept nogil
     cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
 
-    cdef int _wait(self, Waiter *waiter, bint *stalled) noexcept nogil
+    cdef int _wait(self, Waiter *waiter) noexcept nogil
     cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil
     cdef bint _wants_grant(self) noexcept nogil
     cdef bint _lacks_cleaner_slot(self) noexcept nogil

@@ -32,6 +32,7 @@ from swaptide.cache.entry cimport (
     segment_of,
     state_of,
 )
+from swaptide.cache.histogram cimport now_ns
 from swaptide.cache.mapping cimport Mapping, SegmentEntry
 from swaptide.cache.pthread cimport (
     pthread_cond_broadcast,
@@ -177,12 +178,11 @@ cdef class Segments:
         """
         cdef uint32_t got
         cdef OpenSegment *open = &self.heads[head]
-        cdef bint stalled = False
         cdef int result
         pthread_mutex_lock(&self.lock)
         while open.segment == NO_SEGMENT and not self._open(head):
             self.cleaner_waits = self.cleaner_waits or head == COLD
-            result = self._wait(waiter, &stalled)
+            result = self._wait(waiter)
             if head == COLD:
                 self.cleaner_waits = False
             if result != 0:
@@ -204,7 +204,6 @@ cdef class Segments:
 
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil:
         """Have the page's piece of the table; it is memory like any other: this may wait as `reserve`."""
-        cdef bint stalled = False
         cdef int result = 0
         if self.map.page_ready(page):
             return 0
@@ -213,7 +212,7 @@ cdef class Segments:
             if self.map.metadata_bytes() + PAGE_BYTES <= self.granted_bytes or self.map.page_ready(page):
                 if self.map.page_ensure(page) == 0:
                     break
-            result = self._wait(waiter, &stalled)
+            result = self._wait(waiter)
             if result != 0:
                 break
         if self._wants_grant():
@@ -225,21 +224,23 @@ cdef class Segments:
         return (self.granted_bytes < self.map.metadata_bytes() + GRANT_BYTES / 2
                 and self.granted_bytes < self.map.tables_bytes)
 
-    cdef int _wait(self, Waiter *waiter, bint *stalled) noexcept nogil:
+    cdef int _wait(self, Waiter *waiter) noexcept nogil:
         """Wait a little for memory; called with the lock, which is given up meanwhile.
 
         0, or a negative errno to give up with.
         """
         cdef timespec until
+        cdef uint64_t begun
         cdef bint alive = True
         self.kick()
         if self.stopping:
             return -ESHUTDOWN
         if waiter == NULL:
             return -EAGAIN
-        if not stalled[0]:
-            stalled[0] = True
+        # The cleaner, which nobody's client is behind, also waits here.
+        if waiter.stalled_ns == 0 and waiter.alive != NULL:
             count64(&self.map.counters[STALLS], 1)
+        begun = now_ns()
         clock_gettime(CLOCK_MONOTONIC, &until)
         until.tv_nsec += WAIT_NS
         if until.tv_nsec >= 1000000000:
@@ -248,6 +249,7 @@ cdef class Segments:
         self.waiting += 1
         pthread_cond_timedwait(&self.freed, &self.lock, &until)
         self.waiting -= 1
+        waiter.stalled_ns += now_ns() - begun
         if waiter.alive != NULL:
             pthread_mutex_unlock(&self.lock)
             alive = waiter.alive(waiter.arg)

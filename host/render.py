@@ -35,7 +35,9 @@ def disks(reports: Sequence[Report]) -> None:
 
 def disk(report: Report) -> None:
     """Print everything about one disk, a line for each thing."""
-    rows = [[_label(key), _cell(key, value)] for key, value in report.items()]
+    rows = [[_label(key), _cell(key, value)] for key, value in report.items() if key != "latency"]
+    for kind, found in (report["latency"] or {}).items():
+        rows.append([f"{kind} latency", _latency(found)])
     _plain_table(rows)
 
 
@@ -64,6 +66,23 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     return sizes.show(value) if key.endswith("_bytes") else str(value)
+
+
+def _latency(found: Report) -> str:
+    if not found["count"]:
+        return "no requests yet"
+    return (
+        f"median {_time(found['p50_seconds'])}, p99 {_time(found['p99_seconds'])}"
+        f" of {found['count']} requests since the disk was made"
+    )
+
+
+def _time(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("µs", 1e6), ("ms", 1e3)):
+        if seconds * scale < 999.5:  # would be shown as 1e+03
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from swaptide.cache import face, layout
+from swaptide.cache import face, histogram, layout
 from swaptide.cache.errors import StateError
 from swaptide.host import supervisor
 
@@ -61,6 +61,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "floor_bytes": disk.floor_bytes,
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
+        "latency": None,
         "weight": disk.weight,
         "compress": disk.compress,
         "swap_label": disk.swap_label,
@@ -90,4 +91,15 @@ def _numbers(state: face.StateFace) -> Report:
         "floor_bytes": limits.floor_bytes,
         "ram_bytes": state.ram_bytes(),
         **counters,
+        "latency": {name: _latency(found) for name, found in state.histograms().items()},
+    }
+
+
+def _latency(found: histogram.Histogram) -> Report:
+    """What a histogram says since the disk was made; times are null where there was no request."""
+    return {
+        "count": found.count,
+        "mean_seconds": found.mean_seconds(),
+        "p50_seconds": found.quantile_seconds(0.5),
+        "p99_seconds": found.quantile_seconds(0.99),
     }

@@ -20,6 +20,14 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from posix.time cimport nanosleep, timespec
 
 from swaptide.cache.atomics cimport add32, count64, load32, load64, store64
+from swaptide.cache.histogram cimport (
+    HISTOGRAM_HIT,
+    HISTOGRAM_MISS,
+    HISTOGRAM_STALL,
+    HISTOGRAM_WRITE,
+    count_request,
+    now_ns,
+)
 from swaptide.cache.log cimport Log
 from swaptide.cache.pthread cimport (
     pthread_mutex_init,
@@ -168,6 +176,11 @@ cdef int fail(int result) except -1:
     raise OSError(-result, os.strerror(-result))
 
 
+cdef inline void count_stall(Waiter *waiter, uint64_t count) noexcept nogil:
+    if waiter.stalled_ns:
+        count_request(_log.map.histograms, HISTOGRAM_STALL, waiter.stalled_ns, count)
+
+
 cdef int check(uint64_t count, uint64_t offset, int beyond) except -1:
     if count > MAX_REQUEST:
         fail(-EINVAL)
@@ -179,18 +192,22 @@ cdef int check(uint64_t count, uint64_t offset, int beyond) except -1:
 def pread(Connection connection, buf, uint64_t offset, uint32_t flags):
     """Read len(buf) bytes at `offset` into `buf`."""
     cdef Py_buffer view
+    cdef uint64_t begun = now_ns(), missed = 0
     cdef int result = -EAGAIN
     kept_keep()
     PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
     try:
         check(view.len, offset, EINVAL)
         if view.len <= SMALL_REQUEST:
-            result = _log.read(<char *> view.buf, view.len, offset, False)
+            result = _log.read(<char *> view.buf, view.len, offset, False, &missed)
         if result == -EAGAIN:
             with nogil:
-                result = _log.read(<char *> view.buf, view.len, offset, True)
+                result = _log.read(<char *> view.buf, view.len, offset, True, &missed)
         count64(&_log.map.counters[READS], 1)
         count64(&_log.map.counters[READ_BYTES], view.len)
+        if result == 0:
+            count_request(_log.map.histograms, HISTOGRAM_MISS if missed else HISTOGRAM_HIT,
+                          now_ns() - begun, view.len)
     finally:
         PyBuffer_Release(&view)
     if result != 0:
@@ -201,11 +218,13 @@ def pwrite(Connection connection, buf, uint64_t offset, uint32_t flags):
     """Write `buf` at `offset`; what is acknowledged is in the state file."""
     cdef Py_buffer view
     cdef Waiter waiter
+    cdef uint64_t begun = now_ns()
     cdef int result = -EAGAIN
     kept_keep()
     PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
     waiter.alive = is_alive
     waiter.arg = &connection.presence
+    waiter.stalled_ns = 0
     try:
         check(view.len, offset, ENOSPC)
         if not begin_change(&connection.presence):
@@ -218,6 +237,9 @@ def pwrite(Connection connection, buf, uint64_t offset, uint32_t flags):
         end_change(&connection.presence)
         count64(&_log.map.counters[WRITES], 1)
         count64(&_log.map.counters[WRITE_BYTES], view.len)
+        if result == 0:
+            count_request(_log.map.histograms, HISTOGRAM_WRITE, now_ns() - begun, view.len)
+            count_stall(&waiter, view.len)
     finally:
         PyBuffer_Release(&view)
     if result == -ESHUTDOWN:
@@ -235,6 +257,7 @@ cdef int discard(Connection connection, uint32_t count, uint64_t offset, bint ke
         fail(-EINVAL)
     waiter.alive = is_alive
     waiter.arg = &connection.presence
+    waiter.stalled_ns = 0
     with nogil:
         if begin_change(&connection.presence):
             result = _log.discard(count, offset, &waiter, keep)
@@ -243,6 +266,7 @@ cdef int discard(Connection connection, uint32_t count, uint64_t offset, bint ke
             leave_in_turn()
     if result != 0:
         fail(result)
+    count_stall(&waiter, count)
     return 0
 
 

@@ -80,7 +80,9 @@ def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> N
 
 def test_readable_forms_name_the_disk(daemon: daemons.Daemon) -> None:
     report = daemon.add()
-    assert report["socket"] in daemon.ok("disk", "show", "g1")
+    shown = daemon.ok("disk", "show", "g1")
+    assert report["socket"] in shown
+    assert "hit latency" in shown and report["latency"]["hit"]["count"] == 0
     lines = daemon.ok("disk", "ls").splitlines()
     assert lines[0].split()[:3] == ["NAME", "SIZE", "CAP"]
     assert lines[1].split()[:3] == ["g1", "64M", "32M"]

@@ -3,13 +3,13 @@
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 ROOMS := cache nbdkit_plugin balloon host
-SOURCES := src/swaptide tests stubs $(wildcard vm-images/*.py)
+SOURCES := src/swaptide tests bench stubs $(wildcard vm-images/*.py)
 
 # The rooms are importable as swaptide.* only: a bare `import cache` has to fail.
 export PYTHONSAFEPATH := 1
 
 # What `make test` has to run and pass at least, so that skipping cannot look like success.  Raise it with the tests.
-MIN_TESTS := 320
+MIN_TESTS := 420
 # More arguments for pytest: make test ARGS="-k layout -x"  (the minimum does not hold then).
 ARGS :=
 # How guests run: make vm-test ACCEL=kvm|tcg; otherwise found out by booting one.
@@ -47,6 +47,17 @@ test-long: setup ## the tests that take minutes, without guests
 race: setup ## the race and model tests on a build whose threads dawdle at the dangerous places
 	@SWAPTIDE_POINTS=1 $(PYTHON) setup.py -q build --build-temp build/points-objects --build-lib build/points
 	@PYTHONPATH=build/points $(PYTEST) tests/unit/test_cache_race.py tests/real/test_model.py $(ARGS)
+
+# The benchmark: make bench QUICK=1, make bench ROWS="randread-4k-d16 *-at-cap", make bench ROUNDS=3
+QUICK :=
+ROWS :=
+ROUNDS :=
+
+.PHONY: bench
+bench: ## measure beside other servers, under an hour (QUICK=1 five minutes; ROWS="name or glob ..."; ROUNDS=n)
+	@.ci/setup bench
+	@$(PYTHON) bench/run.py $(if $(filter-out 0 no,$(QUICK)),--quick) $(foreach row,$(ROWS),--row '$(row)') \
+		$(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, cython-lint

@@ -36,6 +36,8 @@ MODULES: Final = (
     "virtio_balloon",
     "virtio_blk",
 )
+# Loaded only when the command line asks for zram, by guest/zram.sh in its own order.
+ZRAM_MODULES: Final = ("zsmalloc", "zram", "lzo-rle", "lz4_compress", "lz4", "zstd_compress", "zstd")
 CFLAGS: Final = ("-O2", "-static", "-Wall", "-Wextra", "-Werror")
 # The package that brings a tool, where the names differ.
 PACKAGES: Final = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "gcc": "gcc and libc6-dev"}
@@ -93,9 +95,10 @@ def newest_kernel_package() -> str:
 
 
 def fetch_kernel(refresh: bool) -> pathlib.Path:
-    """The directory with vmlinuz and modules, downloaded if it is not there yet or `refresh` is wanted."""
+    """The directory with vmlinuz and modules, downloaded if one is not there yet or `refresh` is wanted."""
     kept = CACHE / "kernel"
-    if kept.is_dir() and not refresh:
+    whole = all((kept / f"{name}.ko").is_file() for name in (*MODULES, *ZRAM_MODULES))
+    if whole and not refresh:
         return kept
     package = newest_kernel_package()
     print(f"guest image: fetching {package}", file=sys.stderr)
@@ -115,7 +118,7 @@ def fetch_kernel(refresh: bool) -> pathlib.Path:
 def pick_kernel(tree: pathlib.Path, target: pathlib.Path, package_file: str) -> None:
     """Take the kernel and the few modules the guest needs out of an unpacked package."""
     target.mkdir()
-    for name in MODULES:
+    for name in (*MODULES, *ZRAM_MODULES):
         found = sorted(tree.rglob(f"{name}.ko*"))
         if not found:
             raise BuildError(f"{package_file} has no module {name}; the guest needs another kernel")
@@ -155,12 +158,13 @@ def image_key(kernel: pathlib.Path, busybox: pathlib.Path) -> str:
 
 def fill_root(root: pathlib.Path, kernel: pathlib.Path, busybox: pathlib.Path) -> None:
     """Lay out the initramfs; /dev/console comes with the kernel's own built-in one."""
-    for name in ("bin", "dev", "proc", "sys", "modules"):
+    for name in ("bin", "dev", "lib", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
-    for name in MODULES:
+    for name in (*MODULES, *ZRAM_MODULES):
         shutil.copyfile(kernel / f"{name}.ko", root / "modules" / f"{name}.ko")
     shutil.copyfile(busybox, root / "bin" / "busybox")
     shutil.copyfile(GUEST / "init", root / "init")
+    shutil.copyfile(GUEST / "zram.sh", root / "lib" / "zram.sh")
     run("gcc", *CFLAGS, "-o", str(root / "bin/tide"), str(GUEST / "tide.c"))
     for name in ("bin/busybox", "init", "bin/tide"):
         (root / name).chmod(0o755)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from swaptide.cache import face
+from swaptide.cache import face, spillfile
+from swaptide.cache.errors import StateError
 
 PLUGIN = pathlib.Path(face.__file__).parents[1] / "nbdkit_plugin" / "plugin.py"
 START_SECONDS = 20.0
@@ -108,7 +109,15 @@ def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str
     finally:
         server.stop(signal.SIGKILL)
         if server.state is not None:
+            _release_spill(server)
             shutil.rmtree(server.state.parent, ignore_errors=True)
+
+
+def _release_spill(server: Server) -> None:
+    """A disk whose state file has a name keeps its spill file; here nobody will serve it again."""
+    with contextlib.suppress(OSError, StateError), server.face() as disk:
+        disk_id = disk.identity.disk_id
+        spillfile.release(spillfile.DEFAULT_DIRECTORY / f"swaptide-{disk_id}.spill", disk_id)
 
 
 def directory_on_tmpfs(directory: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,10 @@ from tests.vm import image, report
 
 BOOT_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 10.0
+SWAP_DEVICE: Final = (
+    "-device",
+    "virtio-blk-pci,drive=swap0,werror=stop,rerror=report,logical_block_size=512,physical_block_size=4096",
+)
 QMP_SECONDS: Final = 10.0
 _CLOSED: Final = None  # what the reader puts last into the queue
 
@@ -49,8 +53,20 @@ def nbd_disk(socket: pathlib.Path, *, export: str = "", reconnect_seconds: int =
         "-blockdev",
         f"driver=nbd,node-name=swap0,server.type=unix,server.path={socket},export={export},"
         f"reconnect-delay={reconnect_seconds},discard=unmap",
-        "-device",
-        "virtio-blk-pci,drive=swap0,werror=stop,rerror=report,logical_block_size=512,physical_block_size=4096",
+        *SWAP_DEVICE,
+    )
+
+
+def file_disk(path: pathlib.Path, *, direct: bool) -> tuple[str, ...]:
+    """QEMU arguments for the same disk on a raw file: QEMU's cache=none if `direct`, else cache=writeback."""
+    cache = f"cache.direct={'on' if direct else 'off'},cache.no-flush=off"
+    # Both nodes name the cache: QEMU does not hand it down from the one to the other.
+    return (
+        "-blockdev",
+        f"driver=file,node-name=file0,filename={path},discard=unmap,{cache}",
+        "-blockdev",
+        f"driver=raw,node-name=swap0,file=file0,discard=unmap,{cache}",
+        *SWAP_DEVICE,
     )
 
 

@@ -28,7 +28,7 @@
 #define MAX_WORKERS 16
 #define MAX_WRONG_PRINTED 20
 
-enum stage { WORK, STOP, KEEP, LAST };
+enum stage { WORK, STOP, KEEP, HOLD, LAST };
 
 struct tally {
     volatile uint64_t filled, checked, rewritten, wrong, rounds, kept;
@@ -43,9 +43,10 @@ static struct shared {
 
 static struct options {
     struct recipe recipe;
-    uint64_t mib, rounds, seconds, workers, rewrite, swapoff;
-    const char *order, *device;
-} opt = { .recipe.seed = 1, .mib = 64, .rounds = 1, .workers = 1, .rewrite = 25, .order = "both", .device = "" };
+    uint64_t mib, rounds, seconds, workers, rewrite, swapoff, hold;
+    const char *order, *device, *zram;
+} opt = { .recipe.seed = 1, .mib = 64, .rounds = 1, .workers = 1, .rewrite = 25, .order = "both", .device = "",
+          .zram = "" };
 
 static uint64_t started_ms;
 
@@ -165,6 +166,19 @@ static void outlive_swapoff(struct range *r, uint64_t keep_pages)
     pass_in_order(r, keep, "last");
 }
 
+/* What is held in the end (mm_stat of zram, the host's memory) is looked at while it is still held. */
+static int holds(void)
+{
+    return opt.hold || opt.zram[0];
+}
+
+static void hold(struct range *r)
+{
+    r->tally->kept = r->pages;
+    while (shared->stage != LAST)
+        usleep(20000);
+}
+
 static void lock_what_is_mapped(void)
 {
     if (mlockall(MCL_CURRENT) < 0)
@@ -190,6 +204,8 @@ static void worker(int number)
     work(&r);
     if (opt.swapoff)
         outlive_swapoff(&r, read_number("/proc/meminfo", "MemTotal:") / 4 * 4 / 10 / opt.workers);
+    else if (holds())
+        hold(&r);
     _exit(0);
 }
 
@@ -235,6 +251,28 @@ static void say_numbers(const char *title, const char *phase, int died)
         (unsigned long long)(now_ms() - started_ms), phase);
 }
 
+/* The first three numbers of mm_stat: what is stored, what it was packed into, what that takes in all. */
+static void say_zram(void)
+{
+    char text[256];
+    unsigned long long orig = 0, compr = 0, used = 0;
+    int fd = open("/sys/block/zram0/mm_stat", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    if (sscanf(text, "%llu %llu %llu", &orig, &compr, &used) == 3)
+        say("GUEST-ZRAM algorithm=%s orig=%llu compr=%llu used=%llu\n", opt.zram, orig, compr, used);
+}
+
+static void say_result(int died)
+{
+    if (opt.zram[0])
+        say_zram();
+    say_numbers("GUEST-RESULT", "done", died);
+    shared->stage = opt.hold ? HOLD : LAST;
+}
+
 static void listen_for_stop(int milliseconds)
 {
     static int fd = STDIN_FILENO;
@@ -250,6 +288,8 @@ static void listen_for_stop(int milliseconds)
     text[n] = 0;
     if (strstr(text, "stop") && shared->stage == WORK)
         shared->stage = STOP;
+    else if (strstr(text, "stop") && shared->stage == HOLD)
+        shared->stage = LAST;
 }
 
 static void switch_swap_off(void)
@@ -274,7 +314,7 @@ static int reap(int *died)
 
 static int supervise(void)
 {
-    int alive = opt.workers, died = 0;
+    int alive = opt.workers, died = 0, said = 0;
     uint64_t next = now_ms() + 1000;
     while (alive > 0) {
         uint64_t now = now_ms();
@@ -284,12 +324,15 @@ static int supervise(void)
             shared->stage = STOP;
         if (opt.swapoff && shared->stage < KEEP && alive > 0 && total().kept == (uint64_t)alive)
             switch_swap_off();
-        if (now_ms() >= next) {
+        if (holds() && !said && alive > 0 && total().kept == (uint64_t)alive)
+            say_result(died), said = 1;
+        if (now_ms() >= next && !said) {
             say_numbers("GUEST-PROGRESS", shared->tally[0].phase, died);
             next = now_ms() + 1000;
         }
     }
-    say_numbers("GUEST-RESULT", "done", died);
+    if (!said)
+        say_result(died);
     return died || total().wrong;
 }
 
@@ -298,7 +341,7 @@ static void parse(int argc, char **argv)
     struct { const char *name; uint64_t *value; } numbers[] = {
         { "mib", &opt.mib }, { "seed", &opt.recipe.seed }, { "rounds", &opt.rounds }, { "seconds", &opt.seconds },
         { "workers", &opt.workers }, { "rewrite", &opt.rewrite }, { "zero", &opt.recipe.zero }, { "same", &opt.recipe.same },
-        { "swapoff", &opt.swapoff },
+        { "swapoff", &opt.swapoff }, { "hold", &opt.hold }, { "compress", &opt.recipe.compress },
     };
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');
@@ -312,6 +355,8 @@ static void parse(int argc, char **argv)
             opt.order = value, known = 1;
         if (value && strcmp(argv[i], "device") == 0)
             opt.device = value, known = 1;
+        if (value && strcmp(argv[i], "zram") == 0)
+            opt.zram = value, known = 1;
         if (!known) {
             say("GUEST-ERROR tide: unknown parameter %s\n", argv[i]);
             _exit(2);
@@ -321,6 +366,11 @@ static void parse(int argc, char **argv)
         say("GUEST-ERROR tide: workers must be 1 to %d, and at least 1 MiB for each\n", MAX_WORKERS);
         _exit(2);
     }
+    if (opt.recipe.compress > 100 || (opt.swapoff && holds())) {
+        say("GUEST-ERROR tide: compress is a percentage; swapoff goes neither with hold nor with zram\n");
+        _exit(2);
+    }
+    make_alphabet(&opt.recipe);
 }
 
 int main(int argc, char **argv)

@@ -1,0 +1,154 @@
+"""Builds the guest whose memory is measured: a small Debian with real programs, on a disk of its own.
+
+One process at a time (the lock of build.py); the result appears by renaming, so an interrupted build leaves
+nothing half made.  The disk is made again when something in programs/, this file or the kernel changes, and
+for newer packages with `--refresh`.  Prints the directory, which holds `vmlinuz`, `initrd`, `disk` (ext4,
+meant to be mounted read-only) and `manifest.json`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Final
+
+HERE: Final = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import build  # noqa: E402
+
+PROGRAMS: Final = HERE / "programs"
+# What the guest runs; everything else comes with Debian's essential packages.
+PACKAGES: Final = ("gawk", "gcc", "libc6-dev", "perl", "python3", "redis-server", "sqlite3")
+LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
+DISK_BYTES: Final = 512 << 20
+# The options of apt that decide how it reaches its archives.
+APT_OPTIONS: Final = ("Acquire::Check", "Acquire::http", "Acquire::Retries", "Acquire::ForceIP")
+# Not on the PATH of a user who is not root.
+MKE2FS: Final = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "mke2fs"
+build.PACKAGES["mke2fs"] = "e2fsprogs"
+
+
+def sources() -> list[str]:
+    """The Debian archives that this machine's apt uses, as lines for a sources.list; raises BuildError."""
+    shown = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    found = build.run("apt-get", "indextargets", "--format", shown, "Origin: Debian", "Created-By: Packages")
+    lines = list(dict.fromkeys(found.splitlines()))
+    if not lines:
+        raise build.BuildError("apt knows no Debian archive; run `apt-get update`, on Debian")
+    return lines
+
+
+def apt_options() -> list[str]:
+    """This machine's own settings for fetching (proxies, retries), as lines of an apt.conf."""
+    return [line for line in build.run("apt-config", "dump").splitlines() if line.startswith(APT_OPTIONS)]
+
+
+def bootstrap(work: pathlib.Path, root: pathlib.Path) -> None:
+    """Install Debian and the programs into `root`; raises BuildError."""
+    archives = sources()
+    (work / "sources.list").write_text("\n".join(archives) + "\n", encoding="utf-8")
+    (work / "apt.conf").write_text("\n".join(apt_options()) + "\n", encoding="utf-8")
+    build.run(
+        *("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+        *(f"--aptopt={work / 'apt.conf'}", '--aptopt=Acquire::Languages "none"'),
+        # Ours to clean up: what the archives' indices weigh is of no use in the guest.
+        *("--skip=cleanup/apt", '--customize-hook=rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*'),
+        *(archives[0].split()[2], str(root), str(work / "sources.list")),
+        seconds=build.APT_SECONDS,
+    )
+    shutil.copytree(PROGRAMS, root / "swaptide", ignore=shutil.ignore_patterns("init", "__pycache__"))
+
+
+def pack_disk(root: pathlib.Path, disk: pathlib.Path) -> None:
+    """Write `root` as an ext4 image without mounting anything; the journal is of no use read-only."""
+    with open(disk, "wb") as empty:
+        empty.truncate(DISK_BYTES)
+    build.run(MKE2FS, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(root), str(disk))
+
+
+def pack_initrd(root: pathlib.Path, kernel: pathlib.Path, initrd: pathlib.Path) -> None:
+    """Write the initramfs that only finds the disk."""
+    for name in ("bin", "dev", "disk", "modules"):
+        (root / name).mkdir(parents=True)
+    for module in kernel.glob("virtio*.ko"):
+        shutil.copyfile(module, root / "modules" / module.name)
+    shutil.copyfile(build.find_busybox(), root / "bin" / "busybox")
+    shutil.copyfile(PROGRAMS / "init", root / "init")
+    for name in ("bin/busybox", "init"):
+        (root / name).chmod(0o755)
+    build.pack(root, initrd)
+
+
+def image_key(kernel: pathlib.Path) -> str:
+    """A digest of all that goes into the image, but for the versions of Debian's packages."""
+    digest = hashlib.sha256()
+    programs = (path for path in sorted(PROGRAMS.iterdir()) if path.is_file())
+    for path in (pathlib.Path(__file__), build.find_busybox(), kernel / "package", *programs):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def manifest(key: str, kernel: pathlib.Path, root: pathlib.Path) -> dict[str, object]:
+    """What the image was made of."""
+    wanted = ("dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n")
+    return {
+        "key": key,
+        "kernel": (kernel / "package").read_text(encoding="utf-8").strip(),
+        "programs": [line for line in build.run(*wanted).splitlines() if line.split()[0] in PACKAGES],
+    }
+
+
+def build_image(kernel: pathlib.Path, refresh: bool) -> pathlib.Path:
+    """The image's directory, built if an input changed or `refresh` is wanted; older ones are removed."""
+    key = image_key(kernel)
+    kept = build.CACHE / f"debian-{key}"
+    if kept.is_dir() and not refresh:
+        return kept
+    print("debian guest: installing packages into a new image, about half a minute", file=sys.stderr)
+    with build.scratch() as work:
+        image = work / "image"
+        image.mkdir()
+        bootstrap(work, work / "tree")
+        pack_disk(work / "tree", image / "disk")
+        pack_initrd(work / "initramfs", kernel, image / "initrd")
+        shutil.copyfile(kernel / "vmlinuz", image / "vmlinuz")
+        facts = manifest(key, kernel, work / "tree")
+        (image / "manifest.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        for old in build.CACHE.glob("debian-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        os.rename(image, kept)
+    return kept
+
+
+def ensure(refresh: bool = False) -> pathlib.Path:
+    """The image's directory; raises BuildError, OSError or SubprocessError."""
+    with build.only_one():
+        return build_image(build.fetch_kernel(False), refresh)
+
+
+def main() -> int:
+    """Build what is missing and print the image's directory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--refresh", action="store_true", help="install the newest packages")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, build.stop)
+    try:
+        print(ensure(options.refresh))
+    except (build.BuildError, OSError, subprocess.SubprocessError) as error:
+        print(f"debian guest: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

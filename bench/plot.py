@@ -46,7 +46,8 @@ def draw(results: report.Report, path: pathlib.Path) -> None:
     with matplotlib.rc_context(STYLE):
         drawn = picture(results)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {}
-        drawn.savefig(path, metadata=metadata, dpi=110)
+        # tight: labels beside the bars may be wider than the page
+        drawn.savefig(path, metadata=metadata, dpi=110, bbox_inches="tight")
 
 
 def picture(results: report.Report) -> Any:

@@ -116,6 +116,13 @@ def markdown(results: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+# What all rows have in common; what a contender has beside it is in its name and in the notes of its row.
+SETTINGS: Final = (
+    "rows over NBD: fio's nbd engine, one connection over a Unix socket, on the same machine, nothing pinned;"
+    " nbdkit with -t 16 where the name says nothing else, and no filter but in `nbdkit cache filter`"
+)
+
+
 def header(results: Report) -> Iterator[str]:
     """The settings and the machine."""
     machine, plan = results.host, results.plan
@@ -131,6 +138,7 @@ def header(results: Report) -> Iterator[str]:
     yield f"- files on: {machine.scratch_filesystem}, {machine.scratch_device}"
     yield f"- load average when it began: {' '.join(f'{each:.2f}' for each in machine.load)}"
     yield f"- versions: {', '.join(f'{name} {version}' for name, version in machine.versions.items())}"
+    yield f"- {SETTINGS}"
     yield ""
     yield "A ratio is taken in each round, and is above 1 where the contender is better than the reference,"
     yield "the best of the contenders that the row names for that; the median over the rounds is shown, and"

@@ -25,18 +25,46 @@ static inline int32_t add32(int32_t *p, int32_t by) { return __atomic_add_fetch(
 static inline uint8_t load8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
-/* Places where another thread coming between would matter.  Built with SWAPTIDE_POINTS (`make race`) a
- * thread sometimes dawdles here, so that windows of nanoseconds are hit in seconds; else they are nothing.
+/* Places where another thread coming between, or a sudden death, would matter.  Built with SWAPTIDE_POINTS
+ * (`make race`, `make torture`) a thread sometimes dawdles at a point, so that windows of nanoseconds are hit in
+ * seconds (unless SWAPTIDE_DAWDLE=no), and the process kills itself at the place that SWAPTIDE_DIE_AT names,
+ * NAME:COUNT, when it comes there for the COUNTth time.  Under a lock only death is of interest.  Else they are
+ * nothing.
  */
 #ifdef SWAPTIDE_POINTS
+#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
-static inline void point(void)
+#include <unistd.h>
+static inline void mortal(const char *name)
+{
+    static const char *wanted;
+    static size_t length;
+    static long left;
+    static int asked;
+    if (!asked) {
+        const char *colon;
+        wanted = getenv("SWAPTIDE_DIE_AT");
+        colon = wanted ? strrchr(wanted, ':') : NULL; /* a name may hold one itself */
+        length = colon ? (size_t)(colon - wanted) : 0;
+        left = colon ? atol(colon + 1) : 0;
+        asked = 1;
+    }
+    if (length && strlen(name) == length && memcmp(name, wanted, length) == 0
+        && __atomic_sub_fetch(&left, 1, __ATOMIC_SEQ_CST) == 0)
+        kill(getpid(), SIGKILL);
+}
+static inline void point(const char *name)
 {
     static __thread unsigned seed;
     struct timespec pause = {0, 0};
-    if (seed == 0)
-        seed = (unsigned)(uintptr_t)&pause ^ (unsigned)time(NULL);
+    mortal(name);
+    if (seed == 0) {
+        const char *dawdle = getenv("SWAPTIDE_DAWDLE");
+        seed = dawdle && strcmp(dawdle, "no") == 0 ? 1 : ((unsigned)(uintptr_t)&pause ^ (unsigned)time(NULL)) | 2;
+    }
+    if (seed == 1)
+        return;
     /* Mostly shorter than a copy; sometimes long enough for a whole segment to die and be filled anew. */
     switch (rand_r(&seed) % 256) {
     case 0: case 1: case 2: case 3: case 4: case 5: case 6: case 7:
@@ -51,7 +79,8 @@ static inline void point(void)
     nanosleep(&pause, NULL);
 }
 #else
-static inline void point(void) {}
+static inline void mortal(const char *name) { (void)name; }
+static inline void point(const char *name) { (void)name; }
 #endif
 
 static inline void relax(void)

@@ -16,6 +16,7 @@ cdef extern from "atomics.h" nogil:
     uint8_t load8(const uint8_t *p) noexcept
     void store8(uint8_t *p, uint8_t v) noexcept
     void relax() noexcept
-    void point() noexcept
+    void point(const char *name) noexcept
+    void mortal(const char *name) noexcept
     int page_is_same(const void *page, uint32_t *word) noexcept
     void fill_words(void *to, uint32_t word, uint64_t skip, uint64_t nbytes) noexcept

@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 
-from swaptide.cache import face, geometry, layout, recovery, spillfile, statefile, swaplabel
+from swaptide.cache import face, geometry, guard, keys, layout, recovery, spillfile, statefile, swaplabel
 from swaptide.cache.errors import UsageError
 from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
@@ -29,7 +29,10 @@ SWITCH_SECONDS = 0.0005
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists."""
+    """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists.
+
+    `encrypt` of None means yes for a new disk, and as it is for one that exists.
+    """
 
     size_bytes: int | None = None
     ram_bytes: int | None = None
@@ -38,13 +41,15 @@ class Settings:
     state: pathlib.Path | None = None
     spill: pathlib.Path | None = None
     swap_label: str = ""
+    encrypt: bool | None = None
     force: bool = False
 
 
 class Engine:
-    """A disk that is prepared; `log` serves it.  `segments` is for whoever moves by hand: tests."""
+    """A disk that is prepared; `log` serves it.  Tests move by hand with `segments` and `moves`."""
 
-    def __init__(self, state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
+    def __init__(self, state: statefile.StateFile, spill: spillfile.SpillFile, key: bytearray | None) -> None:
+        """`key` is wiped: every part that needs it has taken it up when this returns."""
         self._state = state
         self._spill = spill
         self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -57,8 +62,13 @@ class Engine:
             spill.align,
             geometry.SPILL_HEADER_BYTES,
             uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
+            key,
         )
+        self.moves = Moves(self.log, self.segments, SPILLERS, key)
+        if key is not None:
+            keys.wipe(key)
         self._connecting = threading.Lock()
+        self._clients = 0
         self._governor: Governor | None = None
         self._runner: Runner | None = None
 
@@ -89,21 +99,32 @@ class Engine:
         first_page = (
             swaplabel.header(settings.size_bytes or 0, settings.swap_label) if settings.swap_label else None
         )
-        state = statefile.create(settings.state, settings.size_bytes or 0, settings.name, limits)
+        encrypted = settings.encrypt is not False
+        state = statefile.create(
+            settings.state, settings.size_bytes or 0, settings.name, limits, encrypted=encrypted
+        )
         try:
             spill = cls._make_spill(settings, state)
         except BaseException:
             state.discard()
             raise
-        engine = cls(state, spill)
         try:
+            engine = cls(state, spill, cls._make_key(state))
             if first_page is not None:
                 engine._write_first(first_page)
             state.publish()
         except BaseException:
-            engine.abandon()
+            cls._undo(state, spill)
             raise
         return engine
+
+    @staticmethod
+    def _make_key(state: statefile.StateFile) -> bytearray | None:
+        if not state.identity.encrypted:
+            return None
+        if state.path is None:
+            return bytearray(os.urandom(keys.KEY_BYTES))  # nobody can take the disk over
+        return keys.make(state.identity.disk_id)
 
     @staticmethod
     def _make_spill(settings: Settings, state: statefile.StateFile) -> spillfile.SpillFile:
@@ -124,9 +145,15 @@ class Engine:
                     f"size={settings.size_bytes}: the disk in {settings.state} has"
                     f" {state.identity.size_bytes} bytes; a disk keeps its size"
                 )
+            if settings.encrypt not in (None, state.identity.encrypted):
+                raise UsageError(
+                    f"encrypt={'yes' if settings.encrypt else 'no'}: the disk in {settings.state} was made"
+                    " the other way, and keeps to it"
+                )
             path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
             spill = spillfile.reopen(path, state.shape, state.identity.disk_id)
-            engine = cls(state, spill)
+            key = keys.find(state.identity.disk_id) if state.identity.encrypted else None
+            engine = cls(state, spill, key)
             engine._recover()
             engine._adopt_cap(settings)
             return engine
@@ -159,8 +186,9 @@ class Engine:
     def start(self) -> None:
         """Start the movers and say in the state file that this process serves it."""
         sys.setswitchinterval(SWITCH_SECONDS)
+        guard.protect(self._state.mapping, may_be_swapped=self._state.may_be_swapped)
         mapping = self._state.mapping
-        movers = Movers(Moves(self.log, self.segments, SPILLERS), self.segments, self._kick_fd)
+        movers = Movers(self.moves, self.segments, self._kick_fd)
         # Measures the base, so it comes when every buffer is there.
         self._governor = Governor(
             mapping, self.segments, movers, self._state.path, self._spill.reserved_bytes
@@ -181,9 +209,15 @@ class Engine:
     def abandon(self) -> None:
         """Undo a `prepare` that made a new disk which was never started."""
         if self._state.fresh:
-            if self._spill.path is not None:
-                spillfile.release(self._spill.path, self.identity.disk_id)
-            self._state.discard()
+            self._undo(self._state, self._spill)
+
+    @staticmethod
+    def _undo(state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
+        if spill.path is not None:
+            spillfile.release(spill.path, state.identity.disk_id)
+        if state.path is not None and state.identity.encrypted:
+            keys.erase(state.identity.disk_id)
+        state.discard()
 
     def wake_waiters(self) -> None:
         """Have writers that wait at the cap look whether their client is still there."""
@@ -194,10 +228,11 @@ class Engine:
         index = layout.COUNTERS.index("connections")
         mapping = self._state.mapping
         with self._connecting:
-            count = mapping.counter_word(index) + by
-            mapping.set_counter_word(index, count)
+            # The word is only told: whoever overwrites it must not decide about memory here.
+            self._clients += by
+            mapping.set_counter_word(index, self._clients)
             if self._governor is not None:
-                self._governor.expect_connections(count)
+                self._governor.expect_connections(self._clients)
 
     def set_target(self, target_bytes: int) -> None:
         """Change the target from inside the process; it is in force at once."""

@@ -5,8 +5,10 @@ the process that serves the disk is not trusted to leave the file's length alone
 """
 
 import dataclasses
+import errno
 import os
 import pathlib
+import stat
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,11 +20,15 @@ from swaptide.cache.errors import StateError
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Who a state file is.  `size_bytes` is the disk's size; `disk_id` is also its NBD export name."""
+    """Who a state file is.  `size_bytes` is the disk's size; `disk_id` is also its NBD export name.
+
+    `encrypted` says whether what is spilled is encrypted, with a key that cache.keys keeps.
+    """
 
     disk_id: str
     name: str
     size_bytes: int
+    encrypted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,7 @@ def parse_identity(raw: bytes, where: str) -> Identity:
     """Decode the identity page; raises StateError naming `where` if it is not one of this version."""
     if len(raw) < layout.IDENTITY.size:
         raise StateError(f"{where}: too short for a swaptide state file")
-    magic, version, segment_bytes, size_bytes, disk_id, name = layout.IDENTITY.unpack_from(raw)
+    magic, version, segment_bytes, size_bytes, disk_id, name, flags = layout.IDENTITY.unpack_from(raw)
     if magic != layout.MAGIC:
         raise StateError(f"{where}: not a swaptide state file; choose another path")
     if version != layout.FORMAT_VERSION or segment_bytes != geometry.SEGMENT_BYTES:
@@ -46,17 +52,32 @@ def parse_identity(raw: bytes, where: str) -> Identity:
             f"{where}: state file of format {version}, this program reads format {layout.FORMAT_VERSION};"
             " serve it with the program that made it"
         )
-    return Identity(str(uuid.UUID(bytes=disk_id)), name.rstrip(b"\0").decode("utf-8", "replace"), size_bytes)
+    return Identity(
+        str(uuid.UUID(bytes=disk_id)),
+        name.rstrip(b"\0").decode("utf-8", "replace"),
+        size_bytes,
+        bool(flags & layout.ENCRYPTED_FLAG),
+    )
 
 
 class StateFace:
     """An open state file.  Not thread-safe across set_limits calls; reads may come from anywhere."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Open `path`; raises FileNotFoundError, PermissionError, or StateError if it is not ours."""
+        """Open `path`; raises FileNotFoundError, PermissionError, or StateError if it is not ours.
+
+        Never follows a link: the directory may be that of a less privileged user.
+        """
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise StateError(f"{path}: not a regular file, but a state file is one") from error
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise StateError(f"{path}: not a regular file, but a state file is one")
             self.identity = parse_identity(os.pread(self._fd, layout.IDENTITY.size, 0), str(path))
         except BaseException:
             os.close(self._fd)

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from swaptide.cache.seal cimport sealer
+
 cdef enum:
     STRIDE = 4112               # a page and its tag
     IMAGE_RMAP = 2088896        # PIECES * STRIDE
@@ -13,12 +15,12 @@ cdef struct SpillFile:
     uint64_t base               # offset of the first disk slot
     uint64_t disk_seed
 
-cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
-                     uint32_t slot, uint32_t count) noexcept nogil
-cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation,
-                      uint32_t slot) noexcept nogil
-cdef bint piece_check(const char *piece, const SpillFile *spill, uint64_t generation, uint32_t slot,
-                      uint32_t index) noexcept nogil
+cdef int image_make(char *image, sealer *by, const char *pages, const SpillFile *spill, uint64_t write,
+                    uint32_t slot, uint32_t count) noexcept nogil
+cdef bint image_open(char *image, sealer *by, const SpillFile *spill, uint64_t write,
+                     uint32_t slot) noexcept nogil
+cdef bint piece_open(char *to, sealer *by, const char *piece, const SpillFile *spill, uint64_t write,
+                     uint32_t slot, uint32_t index, uint64_t page) noexcept nogil
 cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil
 cdef int image_read(char *image, const SpillFile *spill, uint32_t slot) noexcept nogil
 cdef int pieces_read(char *buffer, const SpillFile *spill, uint32_t slot, uint32_t index, uint32_t count,

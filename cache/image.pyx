@@ -1,8 +1,9 @@
 """A segment's image on disk, and the direct I/O that moves it.
 
 2 MiB: 508 times a page and its 16-byte tag, so that one read brings both; then the reverse map, which
-the cleaner needs; then a footer with the segment's generation, its slot and the tag of the reverse map.
-Stateless; buffers are the caller's.  Functions return 0 or a negative errno.
+the cleaner needs; then a footer with the number of the write that made it, its slot and the tag of the
+reverse map.  Pages and reverse map are sealed (seal.h).
+Stateless; buffers and sealers are the caller's.  Functions return 0 or a negative errno.
 """
 
 from libc.errno cimport EINTR, EIO, errno
@@ -12,28 +13,21 @@ from posix.types cimport off_t
 
 from swaptide.cache.entry cimport PAGE_BYTES, PAGE_SHIFT, PIECES, RMAP_OFFSET, SEGMENT_BYTES, SEGMENT_SHIFT
 
+from swaptide.cache.seal cimport seal, seal_place, sealer, unseal
+
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buf, size_t count, off_t offset) noexcept
     ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset) noexcept
 
-cdef extern from "tag.h" nogil:
-    ctypedef struct tag_place:
-        uint64_t disk
-        uint64_t generation
-        uint64_t slot
-        uint64_t index
-    void tag_make(unsigned char *out, const void *data, size_t length, const tag_place *place) noexcept
-    int tag_matches(const unsigned char *tag, const void *data, size_t length,
-                    const tag_place *place) noexcept
-
 cdef enum:
     RMAP_BYTES = PIECES * 8
-    RMAP_INDEX = 0xffff         # the reverse map's own place in the tag
+    RMAP_INDEX = 0xffff         # where the reverse map is sealed
+    NO_PAGE = 0
 
 cdef struct Footer:
     char magic[8]
-    uint64_t generation
+    uint64_t write
     uint32_t slot
     uint32_t count
     unsigned char rmap_tag[16]
@@ -42,54 +36,64 @@ assert SEGMENT_BYTES - IMAGE_FOOTER >= sizeof(Footer)
 assert IMAGE_RMAP == PIECES * STRIDE and IMAGE_FOOTER == IMAGE_RMAP + RMAP_BYTES
 
 
-cdef tag_place place_in(const SpillFile *spill, uint64_t generation, uint32_t slot,
-                        uint32_t index) noexcept nogil:
-    cdef tag_place place
+cdef seal_place place_in(const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t index,
+                         uint64_t page) noexcept nogil:
+    cdef seal_place place
     place.disk = spill.disk_seed
-    place.generation = generation
+    place.write = write
     place.slot = slot
     place.index = index
+    place.page = page
     return place
 
 
-cdef void image_make(char *image, const char *pages, const SpillFile *spill, uint64_t generation,
-                     uint32_t slot, uint32_t count) noexcept nogil:
-    """Lay out the RAM segment at `pages` as its image; pieces from `count` on are left out."""
-    cdef tag_place place = place_in(spill, generation, slot, 0)
+cdef int image_make(char *image, sealer *by, const char *pages, const SpillFile *spill, uint64_t write,
+                    uint32_t slot, uint32_t count) noexcept nogil:
+    """Lay out and seal the RAM segment at `pages` as its image; pieces from `count` on are left out.
+
+    `write` is a number that no other call for this disk has had.
+    """
+    cdef seal_place place = place_in(spill, write, slot, RMAP_INDEX, NO_PAGE)
     cdef uint32_t i
+    cdef char *piece
+    cdef const uint64_t *rmap = <const uint64_t *> (pages + RMAP_OFFSET)
     cdef Footer footer
-    for i in range(count):
-        place.index = i
-        memcpy(image + i * STRIDE, pages + (i << PAGE_SHIFT), PAGE_BYTES)
-        tag_make(<unsigned char *> image + i * STRIDE + PAGE_BYTES, image + i * STRIDE, PAGE_BYTES, &place)
-    memset(image + count * STRIDE, 0, (PIECES - count) * STRIDE)
-    memcpy(image + IMAGE_RMAP, pages + RMAP_OFFSET, RMAP_BYTES)
-    memset(image + IMAGE_FOOTER, 0, SEGMENT_BYTES - IMAGE_FOOTER)
-    memcpy(footer.magic, b"tideseg1", 8)
-    footer.generation = generation
+    memcpy(footer.magic, b"tideseg2", 8)
+    footer.write = write
     footer.slot = slot
     footer.count = count
-    place.index = RMAP_INDEX
-    tag_make(footer.rmap_tag, image + IMAGE_RMAP, RMAP_BYTES, &place)
+    if seal(by, image + IMAGE_RMAP, footer.rmap_tag, pages + RMAP_OFFSET, RMAP_BYTES, &place) != 0:
+        return -EIO
+    for i in range(count):
+        place.index = i
+        place.page = rmap[i]
+        piece = image + i * STRIDE
+        if seal(by, piece, <unsigned char *> piece + PAGE_BYTES, pages + (i << PAGE_SHIFT), PAGE_BYTES,
+                &place) != 0:
+            return -EIO
+    memset(image + count * STRIDE, 0, (PIECES - count) * STRIDE)
+    memset(image + IMAGE_FOOTER, 0, SEGMENT_BYTES - IMAGE_FOOTER)
     memcpy(image + IMAGE_FOOTER, &footer, sizeof(Footer))
+    return 0
 
 
-cdef bint image_check(const char *image, const SpillFile *spill, uint64_t generation,
-                      uint32_t slot) noexcept nogil:
-    """Is this image of that life of the segment, its reverse map whole?  Pieces are checked one by one."""
+cdef bint image_open(char *image, sealer *by, const SpillFile *spill, uint64_t write,
+                     uint32_t slot) noexcept nogil:
+    """Is this the image that `write` made?  Its reverse map is opened in place; pieces one by one."""
     cdef Footer footer
-    cdef tag_place place
+    cdef seal_place place
     memcpy(&footer, image + IMAGE_FOOTER, sizeof(Footer))
-    if memcmp(footer.magic, b"tideseg1", 8) != 0 or footer.generation != generation or footer.slot != slot:
+    if memcmp(footer.magic, b"tideseg2", 8) != 0 or footer.write != write or footer.slot != slot:
         return False
-    place = place_in(spill, generation, slot, RMAP_INDEX)
-    return tag_matches(footer.rmap_tag, image + IMAGE_RMAP, RMAP_BYTES, &place)
+    place = place_in(spill, write, slot, RMAP_INDEX, NO_PAGE)
+    return unseal(by, image + IMAGE_RMAP, footer.rmap_tag, image + IMAGE_RMAP, RMAP_BYTES, &place)
 
 
-cdef bint piece_check(const char *piece, const SpillFile *spill, uint64_t generation, uint32_t slot,
-                      uint32_t index) noexcept nogil:
-    cdef tag_place place = place_in(spill, generation, slot, index)
-    return tag_matches(<const unsigned char *> piece + PAGE_BYTES, piece, PAGE_BYTES, &place)
+cdef bint piece_open(char *to, sealer *by, const char *piece, const SpillFile *spill, uint64_t write,
+                     uint32_t slot, uint32_t index, uint64_t page) noexcept nogil:
+    """Open a piece to `to`, which may be `piece`; False where it is not `page` as it was written there."""
+    cdef seal_place place = place_in(spill, write, slot, index, page)
+    return unseal(by, to, <const unsigned char *> piece + PAGE_BYTES, piece, PAGE_BYTES, &place)
 
 
 cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil:

@@ -10,10 +10,11 @@ import struct
 from typing import Final
 
 MAGIC: Final = b"swaptide"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
-# magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8)
-IDENTITY = struct.Struct("<8sQQQ16s64s")
+# magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8), flags
+IDENTITY = struct.Struct("<8sQQQ16s64sQ")
+ENCRYPTED_FLAG: Final = 1
 
 # In the order of the control page.
 CONTROL: Final = (
@@ -60,7 +61,9 @@ COUNTERS: Final = (
     "disk_slots_used",
     "degraded",  # 1 while the spill store fails
     "ram_blocked",  # 1 while the host (cgroup, tmpfs) refuses memory below the target
-    "log_clock",  # counts the lives of all segments; the one word here that the log itself relies on
+    # The two words here that the log itself relies on.
+    "log_clock",  # counts the lives of all segments
+    "write_clock",  # numbers the writes to the spill file; each number is used once: it is half of the nonce
 )
 WORD: Final = struct.Struct("<Q")
 

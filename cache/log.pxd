@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from swaptide.cache.image cimport SpillFile
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
+from swaptide.cache.seal cimport sealer
 from swaptide.cache.segments cimport Segments, Waiter
 
 cdef enum:
@@ -23,6 +24,7 @@ cdef class Log:
     cdef pthread_cond_t bounce_free
     cdef char *bounce_memory
     cdef char *bounce[BOUNCE_BUFFERS]
+    cdef sealer sealers[BOUNCE_BUFFERS]     # each goes with its buffer
     cdef int bounces
     cdef readonly uint64_t size_bytes
 
@@ -37,8 +39,8 @@ cdef class Log:
     cdef uint64_t entry(self, uint64_t page) noexcept nogil
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
                          uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment,
-                        uint32_t index) noexcept nogil
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index,
+                        uint64_t page) noexcept nogil
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil
     cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
                          Waiter *waiter) noexcept nogil

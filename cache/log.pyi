@@ -17,6 +17,7 @@ class Log:
         align: int,
         base: int,
         disk_seed: int,
+        key: bytearray | None,
     ) -> Self: ...
     def extents(
         self, count: int, offset: int, one: bool, hole_type: int, zero_type: int

@@ -19,7 +19,16 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64, fill_words, load64, page_is_same, point, swap64
+from swaptide.cache.atomics cimport (
+    cas64,
+    count64,
+    fill_words,
+    load64,
+    mortal,
+    page_is_same,
+    point,
+    swap64,
+)
 from swaptide.cache.entry cimport (
     ABSENT,
     PAGE_BYTES,
@@ -37,7 +46,7 @@ from swaptide.cache.entry cimport (
     same_word,
     segment_of,
 )
-from swaptide.cache.image cimport STRIDE, piece_check, pieces_read
+from swaptide.cache.image cimport STRIDE, piece_open, pieces_read
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport (
     pthread_cond_destroy,
@@ -49,6 +58,7 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from swaptide.cache.seal cimport seal_end, seal_init, sealer
 from swaptide.cache.segments cimport GUEST, NO_SEGMENT, Segments, Waiter
 from swaptide.cache.words cimport (
     HITS,
@@ -67,11 +77,11 @@ cdef class Log:
     """A disk of `size_bytes` over a mapping, its segments and a spill file.
 
     `spill_fd` is open for direct I/O with offsets and buffers aligned to `align` bytes; disk slots begin
-    at `base`; `disk_seed` is 64 bits of the disk's id.
+    at `base`; `disk_seed` is 64 bits of the disk's id; `key` is None where the disk is not encrypted.
     """
 
     def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, int spill_fd, uint32_t align,
-                  uint64_t base, uint64_t disk_seed):
+                  uint64_t base, uint64_t disk_seed, const unsigned char[:] key):
         cdef int i
         cdef void *memory
         self.map = map
@@ -92,6 +102,8 @@ cdef class Log:
         self.bounce_memory = <char *> memory
         for i in range(BOUNCE_BUFFERS):
             self.bounce[i] = self.bounce_memory + i * BOUNCE_BYTES
+            if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
+                raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
         self.bounces = BOUNCE_BUFFERS
 
     def __dealloc__(self):
@@ -100,6 +112,8 @@ cdef class Log:
             pthread_mutex_destroy(&self.stripes[i])
         pthread_cond_destroy(&self.bounce_free)
         pthread_mutex_destroy(&self.bounce_lock)
+        for i in range(BOUNCE_BUFFERS):
+            seal_end(&self.sealers[i])
         free(self.bounce_memory)
 
     cdef uint64_t entry(self, uint64_t page) noexcept nogil:
@@ -158,7 +172,7 @@ cdef class Log:
         cdef uint64_t page = offset >> PAGE_SHIFT, place, span
         cdef uint32_t segment = segment_of(entry), index = index_of(entry), skip = offset & PAGE_MASK, run = 1
         cdef int result = 0
-        point()
+        point("read: entry loaded")
         self.segments.pin(segment)
         if self.entry(page) != entry:
             self.segments.unpin(segment)
@@ -172,7 +186,7 @@ cdef class Log:
         if span > count:
             span = count
         place = self.segments.place(segment)
-        point()
+        point("read: place loaded")
         if ram_of(place):
             memcpy(buf, self.map.slot(ram_of(place) - 1) + (<uint64_t> index << PAGE_SHIFT) + skip, span)
             self.segments.unpin(segment)
@@ -183,22 +197,23 @@ cdef class Log:
         else:
             self.segments.disk_pin(segment)
             self.segments.unpin(segment)
-            point()
-            result = self._read_disk(buf, span, skip, segment, index)
+            point("read: disk pinned")
+            result = self._read_disk(buf, span, skip, segment, index, page)
             self.segments.disk_unpin(segment)
             missed[0] += run
         done[0] = span
         return result
 
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment,
-                        uint32_t index) noexcept nogil:
-        """Read from a disk-pinned segment on disk, through a bounce buffer, every page checked."""
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index,
+                        uint64_t page) noexcept nogil:
+        """Read `page` and those behind it from a disk-pinned segment on disk, through a bounce buffer."""
         cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
-        cdef uint64_t generation = self.map.segment_table[segment].generation
+        cdef uint64_t write = self.map.segment_table[segment].write
         cdef uint32_t pages, i
         cdef uint64_t part
         cdef char *piece
         cdef char *buffer = self._take_bounce()
+        cdef sealer *by = &self.sealers[(buffer - self.bounce_memory) / BOUNCE_BYTES]
         cdef int result = 0
         while count and result == 0:
             pages = <uint32_t> ((skip + count + PAGE_MASK) >> PAGE_SHIFT)
@@ -209,18 +224,22 @@ cdef class Log:
                 break
             count64(&self.map.counters[SPILL_READ_BYTES], pages * STRIDE)
             for i in range(pages):
-                if not piece_check(piece, &self.spill, generation, slot, index + i):
-                    result = -EIO
-                    break
                 part = PAGE_BYTES - skip
                 if part > count:
                     part = count
-                memcpy(buf, piece + skip, part)
+                # A whole page is opened to where it is wanted.
+                if not piece_open(buf if part == PAGE_BYTES else piece, by, piece, &self.spill, write, slot,
+                                  index + i, page + i):
+                    result = -EIO
+                    break
+                if part < PAGE_BYTES:
+                    memcpy(buf, piece + skip, part)
                 buf += part
                 count -= part
                 skip = 0
                 piece += STRIDE
             index += pages
+            page += pages
         self._give_bounce(buffer)
         if result != 0:
             count64(&self.map.counters[SPILL_READ_ERRORS], 1)
@@ -297,12 +316,13 @@ cdef class Log:
             got = self.segments.reserve(GUEST, <uint32_t> run, waiter, &segment, &index)
             if got < 0:
                 return got
-            point()
+            point("write: reserved")
             memcpy(self._page_at(segment, index), buf, <uint64_t> got << PAGE_SHIFT)
             rmap = self._rmap(segment)
-            point()
+            point("write: copied")
             for i in range(<uint64_t> got):
                 rmap[index + i] = page + i
+            mortal("write: reverse map stored")
             for i in range(<uint64_t> got):
                 self._publish(page + i, piece_entry(segment, <uint32_t> (index + i)))
             self.segments.unpin(segment)
@@ -313,7 +333,7 @@ cdef class Log:
 
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil:
         cdef uint64_t old = swap64(&self.map.page_table[page], entry)
-        point()
+        point("publish: exchanged")
         self._count_same(old, entry)
         self.segments.retire(old)
 
@@ -353,7 +373,7 @@ cdef class Log:
             new = piece_entry(segment, index)
             if page_is_same(to, &word):
                 new = same_entry(word)
-            point()
+            point("write part: merged")
             # The old segment is still pinned: its number cannot have come round to the same entry.
             if cas64(&self.map.page_table[page], old, new):
                 self._count_same(old, new)
@@ -397,7 +417,7 @@ cdef class Log:
             self.segments.unpin(segment)
             return 0
         self.segments.unpin(segment)
-        return self._read_disk(to, PAGE_BYTES, 0, segment, index_of(entry))
+        return self._read_disk(to, PAGE_BYTES, 0, segment, index_of(entry), page)
 
     # Trims and zeroes.
 

@@ -7,7 +7,7 @@ from swaptide.cache.pthread cimport pthread_mutex_t
 
 cdef struct SegmentEntry:
     uint64_t place          # state, RAM slot + 1, disk slot + 1; one atomic store moves a segment
-    uint64_t generation     # counts the lives of this segment number; bound into every tag on disk
+    uint64_t write          # the number of the write that put it on disk; every seal is bound to it
     uint64_t age            # the log's clock when its data was written; small is cold
     uint32_t count          # pieces handed out so far
     uint32_t flags

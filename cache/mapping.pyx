@@ -17,7 +17,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from posix.mman cimport MAP_FAILED, MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 
-from swaptide.cache.atomics cimport count64, load8, peek64, store8
+from swaptide.cache.atomics cimport count64, load8, mortal, peek64, store8
 from swaptide.cache.pthread cimport (
     pthread_mutex_destroy,
     pthread_mutex_init,
@@ -30,6 +30,8 @@ from swaptide.cache import geometry
 
 cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice) noexcept
+    int mlock2(const void *addr, size_t length, unsigned flags) noexcept
+    enum: MLOCK_ONFAULT
     enum: MADV_NOHUGEPAGE
     enum: MADV_HUGEPAGE
     enum: MADV_DONTDUMP
@@ -159,6 +161,7 @@ cdef class Mapping:
         pthread_mutex_lock(&self.grow_lock)
         if not load8(&self.directory[index]):
             if madvise(where, 1 << PAGE_SHIFT, ADVICE_POPULATE_WRITE) == 0:
+                mortal("grow: piece made")
                 # The piece is there, zeroed, before anybody may look at it.
                 store8(&self.directory[index], 1)
                 count64(&self.table_pieces, 1)
@@ -182,6 +185,13 @@ cdef class Mapping:
 
     cdef uint64_t metadata_bytes(self) noexcept nogil:
         return self.segment_table_offset + (peek64(&self.table_pieces) << PAGE_SHIFT)
+
+    def lock_on_fault(self):
+        """Have the kernel keep in RAM what gets there; locks are not inherited by a fork.  Raises OSError."""
+        # Not mlock, which would make every page of a sparse pool.
+        if (mlock2(self.tables, self.tables_bytes, MLOCK_ONFAULT) != 0
+                or mlock2(self.pool, self.pool_bytes, MLOCK_ONFAULT) != 0):
+            raise OSError(c_errno, os.strerror(c_errno))
 
     # Words, for the Python parts of this room.
 

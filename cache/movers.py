@@ -131,6 +131,7 @@ class Movers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
         self.degraded = False
+        self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
 
     async def run(self) -> None:
@@ -282,8 +283,13 @@ class Movers:
         below, most = (geometry.PIECES_PER_SEGMENT, 1) if on_disk else (CLEAN_RAM_PIECES, CLEAN_BATCH)
         done = await self._call(self._moves.clean, on_disk, below, most)
         if done < 0:
-            log.error("segment cannot be read back: %s; its pages are I/O errors", os.strerror(-done))
+            if not self._unreadable:
+                log.error("cleaner cannot read what was spilled error=%s", os.strerror(-done))
+                self._unreadable = True
             asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
+        elif done > 0 and on_disk and self._unreadable:
+            log.warning("cleaner can read what was spilled again")
+            self._unreadable = False
         return done
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:

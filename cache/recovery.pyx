@@ -4,7 +4,10 @@ Runs in one thread, before anybody else looks.  Only entries and places are beli
 of them were checked; live counts, lists and free slots are made anew (docs/design.md, "Kill-safe").
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+from posix.types cimport off_t
 
 from swaptide.cache.entry cimport (
     ABSENT,
@@ -14,9 +17,12 @@ from swaptide.cache.entry cimport (
     DYING,
     FREE,
     OPEN,
+    PAGE_BYTES,
     PIECE,
     PIECES,
+    RMAP_OFFSET,
     SAME,
+    SEGMENT_BYTES,
     WRITING,
     disk_of,
     index_of,
@@ -24,22 +30,44 @@ from swaptide.cache.entry cimport (
     piece_entry,
     place_of,
     ram_of,
+    same_entry,
+    same_word,
     segment_of,
     state_of,
 )
-from swaptide.cache.segments cimport BAD_FLAG, SUSPECT_FLAG, Segments
+from swaptide.cache.mapping cimport Mapping
+from swaptide.cache.segments cimport COLD_FLAG, Segments
+from swaptide.cache.words cimport LOG_CLOCK, WRITE_CLOCK
 
 from swaptide.cache.errors import StateError
+
+
+cdef extern from "<unistd.h>" nogil:
+    off_t lseek(int fd, off_t offset, int whence) noexcept
+    enum: SEEK_DATA
+    enum: SEEK_HOLE
+
+cdef enum:
+    SEGMENTS_PER_PIECE = 128    # entries in one 4 KiB piece of a table
+    ENTRIES_PER_PIECE = 512
+    # No clock gets here by itself: a billion writes a second would take a century.
+    CLOCK_LIMIT = 0x4000000000000000
+    # More than the writes of 8 PiB.
+    CLOCK_SKIP = 0x100000000
 
 
 def recover(Segments segments):
     """Rebuild live counts and lists from the tables of an existing state file.
 
-    Returns the number of same-filled pages.  Raises StateError when an entry points outside what
-    the tables allow; the file is not changed before everything is checked.
+    Returns the number of same-filled pages.  Raises StateError when an entry points outside what the
+    tables allow, or to a piece that is another page's; the file is not changed before everything is checked.
     """
-    same = _recount(segments)
+    _check_directory(segments)
+    _find_used(segments)
     _check_places(segments)
+    same = _recount(segments)
+    _check_dead(segments)
+    _mend_clocks(segments, _greatest_write(segments))
     ages = _settle(segments)
     for _age, segment in sorted(ages):
         segments._link(segment)
@@ -47,74 +75,209 @@ def recover(Segments segments):
     return same
 
 
-cdef bint is_in_use(Segments segments, uint32_t segment, uint64_t entry) noexcept nogil:
-    """Whether a piece entry is well formed and names a piece that was handed out."""
-    return (entry == piece_entry(segment, index_of(entry)) and segment < segments.used_ids
-            and segments.map.segment_ready(segment)
-            and index_of(entry) < segments.map.segment_table[segment].count)
+cdef bint is_zero(const char *piece) noexcept nogil:
+    return piece[0] == 0 and memcmp(piece, piece + 1, PAGE_BYTES - 1) == 0
 
 
-def _recount(Segments segments):
-    cdef uint64_t page, entry, same = 0
-    cdef uint32_t segment
+def _check_directory(Segments segments):
+    """The directory names every table piece that holds something, and none that is not there.
+
+    So no load or store below touches a hole of the file, which would allocate it or be SIGBUS.
+    """
+    cdef Mapping map = segments.map
+    cdef uint64_t i, n = (map.tables_bytes - map.segment_table_offset) / PAGE_BYTES
+    cdef off_t at, hole = 0, data = 0
     cdef bint bad = False
     with nogil:
-        segment = 0
+        for i in range(n):
+            at = <off_t> (map.segment_table_offset + i * PAGE_BYTES)
+            if map.directory[i]:
+                if hole < at + PAGE_BYTES:
+                    hole = lseek(map.fd, at, SEEK_HOLE)
+                bad = map.directory[i] != 1 or 0 <= hole < at + PAGE_BYTES
+            else:
+                # -1: nothing but holes from here on.
+                if 0 <= data < at + PAGE_BYTES:
+                    data = lseek(map.fd, at, SEEK_DATA)
+                # A death just before the directory was written leaves a piece of zeros.
+                bad = 0 <= data < at + PAGE_BYTES and not is_zero(map.tables + at)
+            if bad:
+                break
+    if bad:
+        raise StateError(f"the state file is damaged: its directory is wrong about table piece {i}")
+
+
+def _find_used(Segments segments):
+    cdef uint32_t segment = 0
+    cdef bint gap = False
+    with nogil:
         while segment < segments.map.segments:
             if not segments.map.segment_ready(segment):
-                segment = (segment | 127) + 1
+                gap = True
+                segment = (segment | (SEGMENTS_PER_PIECE - 1)) + 1
                 continue
             if state_of(segments.map.segment_table[segment].place) != FREE:
                 segments.used_ids = segment + 1
-            segment += 1
-        page = 0
-        while page < segments.map.pages:
-            if not segments.map.page_ready(page):
-                page = (page | 511) + 1
-                continue
-            entry = segments.map.page_table[page]
-            if kind_of(entry) == PIECE:
-                segment = segment_of(entry)
-                if not is_in_use(segments, segment, entry):
-                    bad = True
+                if gap:
                     break
-                segments.live[segment] += 1
-            elif kind_of(entry) == SAME:
-                same += 1
-            elif entry != ABSENT:
-                bad = True
+            segment += 1
+    # Numbers are used from below, and a piece of the table stays for ever.
+    if gap and segments.used_ids == segment + 1:
+        raise StateError(f"the state file is damaged: segment {segment} lies behind a gap in its table")
+
+
+def _slots_there(Mapping map):
+    """For each RAM slot, whether the whole of it is in the file: it was populated before it was used."""
+    cdef bytearray there = bytearray(map.ram_slots)
+    cdef unsigned char *flags = there
+    cdef off_t at = 0, hole = 0, end = <off_t> map.pool_bytes
+    cdef uint64_t slot
+    with nogil:
+        # One pass: asking for each slot would walk all data behind it, each time.
+        while hole < end:
+            at = lseek(map.fd, <off_t> map.pool_offset + hole, SEEK_DATA) - <off_t> map.pool_offset
+            if at < 0 or at >= end:
                 break
-            page += 1
-    if bad:
-        raise StateError(f"the state file is damaged: the entry of page {page} points nowhere")
-    return same
+            hole = lseek(map.fd, <off_t> map.pool_offset + at, SEEK_HOLE) - <off_t> map.pool_offset
+            if hole <= at or hole > end:
+                hole = end
+            slot = (at + SEGMENT_BYTES - 1) / SEGMENT_BYTES
+            while (slot + 1) * SEGMENT_BYTES <= <uint64_t> hole:
+                flags[slot] = 1
+                slot += 1
+    return there
+
+
+cdef bint is_place(Mapping map, uint64_t place) noexcept nogil:
+    """Whether a place is one that this program stores."""
+    cdef int state = state_of(place)
+    cdef uint32_t ram = ram_of(place), disk = disk_of(place)
+    if (place != place_of(state, ram, disk) or state > DYING or ram > map.ram_slots
+            or disk > map.disk_slots):
+        return False
+    if state == FREE:
+        return place == 0
+    if state == DYING:
+        return ram != 0 or disk != 0
+    return (ram != 0) == (state != DISK) and (disk != 0) == (state in (WRITING, CLEAN, DISK))
 
 
 def _check_places(Segments segments):
-    """Every place is in range and no slot is owned twice."""
+    """Every place is in range, what it names is there, and no slot is owned twice."""
     cdef uint32_t segment
     cdef uint64_t place
     ram, disk = set(), set()
+    there = _slots_there(segments.map)
     for segment in range(segments.used_ids):
-        if not segments.map.segment_ready(segment):
-            continue
         place = segments.map.segment_table[segment].place
-        state = state_of(place)
-        if state == FREE:
-            ok = segments.live[segment] == 0
-        else:
-            ok = (state <= DYING and ram_of(place) <= segments.map.ram_slots
-                  and disk_of(place) <= segments.map.disk_slots
-                  and segments.map.segment_table[segment].count <= PIECES
-                  and (state == DYING or (ram_of(place) != 0) == (state != DISK))
-                  and (state in (OPEN, DIRTY, DYING) or disk_of(place) != 0)
-                  and ram_of(place) not in ram and disk_of(place) not in disk)
-        if not ok:
+        if (not is_place(segments.map, place)
+                or state_of(place) != FREE and segments.map.segment_table[segment].count > PIECES
+                or ram_of(place) in ram or disk_of(place) in disk
+                or ram_of(place) and not there[ram_of(place) - 1]):
             raise StateError(f"the state file is damaged: segment {segment} has the place {place:#x}")
         if ram_of(place):
             ram.add(ram_of(place))
         if disk_of(place):
             disk.add(disk_of(place))
+
+
+cdef bint is_own(Segments segments, uint64_t page, uint64_t entry, uint8_t *seen) noexcept nogil:
+    """Whether a piece entry is well formed, names a piece that was handed out, and to this page alone.
+
+    The reverse map tells where it is in RAM.  Where it is on disk `seen`, a bit for each piece, still finds
+    two pages with one piece; that there may be only one makes a swap of two entries the one thing unseen.
+    """
+    cdef uint32_t segment = segment_of(entry), index = index_of(entry), ram
+    cdef uint64_t bit = <uint64_t> segment * PIECES + index
+    if (entry != piece_entry(segment, index) or segment >= segments.used_ids
+            or index >= segments.map.segment_table[segment].count):
+        return False
+    ram = ram_of(segments.map.segment_table[segment].place)
+    if ram:
+        return (<uint64_t *> (segments.map.slot(ram - 1) + RMAP_OFFSET))[index] == page
+    if seen[bit >> 3] & (1 << (bit & 7)):
+        return False
+    seen[bit >> 3] |= 1 << (bit & 7)
+    return True
+
+
+def _recount(Segments segments):
+    cdef uint64_t page = 0, entry, same = 0
+    cdef bint bad = False
+    # Zeroed lazily by the kernel: only what is on disk costs.
+    cdef uint8_t *seen = <uint8_t *> calloc(segments.used_ids + 1, PIECES / 8 + 1)
+    if seen == NULL:
+        raise MemoryError()
+    with nogil:
+        while page < segments.map.pages and not bad:
+            if not segments.map.page_ready(page):
+                page = (page | (ENTRIES_PER_PIECE - 1)) + 1
+                continue
+            entry = segments.map.page_table[page]
+            if kind_of(entry) == PIECE:
+                bad = not is_own(segments, page, entry, seen)
+                if not bad:
+                    segments.live[segment_of(entry)] += 1
+            elif kind_of(entry) == SAME:
+                bad = entry != same_entry(same_word(entry))
+                same += 1
+            else:
+                bad = entry != ABSENT
+            page += 1
+    free(seen)
+    if bad:
+        raise StateError(f"the state file is damaged: the entry of page {page - 1} points nowhere")
+    return same
+
+
+def _check_dead(Segments segments):
+    """What is free or dying has nothing that lives."""
+    cdef uint32_t segment
+    for segment in range(segments.used_ids):
+        state = state_of(segments.map.segment_table[segment].place)
+        if state in (FREE, DYING) and segments.live[segment] != 0:
+            raise StateError(f"the state file is damaged: segment {segment} is not in use but lives")
+
+
+def _greatest_write(Segments segments):
+    """The greatest number of a write that the segment table knows, of free segments too."""
+    cdef uint32_t segment = 0
+    cdef uint64_t greatest = 0
+    with nogil:
+        while segment < segments.map.segments:
+            if not segments.map.segment_ready(segment):
+                segment = (segment | (SEGMENTS_PER_PIECE - 1)) + 1
+                continue
+            if segments.map.segment_table[segment].write > greatest:
+                greatest = segments.map.segment_table[segment].write
+            segment += 1
+    if greatest > CLOCK_LIMIT:
+        raise StateError(f"the state file is damaged: a segment was written by the write {greatest}")
+    return greatest
+
+
+def _mend_clocks(Segments segments, uint64_t greatest):
+    """Have both clocks go on from behind all that the tables know, and far from their end.
+
+    A write's number is stored in the segment table before it is used, so `greatest` is the last one that was.
+    """
+    cdef uint64_t *clocks = segments.map.counters
+    cdef uint64_t latest = 0, age
+    cdef uint32_t segment
+    if not greatest <= clocks[WRITE_CLOCK] <= CLOCK_LIMIT:
+        # Whatever put it wrong may have taken a number from the table as well.
+        clocks[WRITE_CLOCK] = greatest + CLOCK_SKIP
+    for segment in range(segments.used_ids):
+        age = segments.map.segment_table[segment].age
+        if latest < age <= CLOCK_LIMIT:
+            latest = age
+    if not latest <= clocks[LOG_CLOCK] <= CLOCK_LIMIT:
+        clocks[LOG_CLOCK] = latest
+    for segment in range(segments.used_ids):
+        if segments.map.segment_table[segment].age > CLOCK_LIMIT:
+            segments.map.segment_table[segment].age = clocks[LOG_CLOCK]
+    segments.log_clock = clocks[LOG_CLOCK]
+    segments.write_clock = clocks[WRITE_CLOCK]
 
 
 def _settle(Segments segments):
@@ -123,14 +286,12 @@ def _settle(Segments segments):
     cdef uint64_t place
     ages = []
     for segment in range(segments.used_ids):
-        if not segments.map.segment_ready(segment):
-            continue
         place = segments.map.segment_table[segment].place
         state = state_of(place)
         if state == FREE:
             continue
         # What was bad may have been the way to it.
-        flags = segments.map.segment_table[segment].flags & ~<uint32_t> (BAD_FLAG | SUSPECT_FLAG)
+        flags = segments.map.segment_table[segment].flags & <uint32_t> COLD_FLAG
         segments.map.segment_table[segment].flags = flags
         # set_place() tallies differences; nothing is tallied yet.
         segments._tally(state, 1)
@@ -143,8 +304,6 @@ def _settle(Segments segments):
             ages.append((segments.map.segment_table[segment].age, segment))
         elif state == CLEAN:
             ages.append((segments.map.segment_table[segment].age, segment))
-        elif state == DYING:
-            raise StateError(f"the state file is damaged: segment {segment} is dying but lives")
     return ages
 
 
@@ -153,12 +312,10 @@ def _rebuild_free_lists(Segments segments):
     cdef uint64_t place
     ram, disk = set(), set()
     for segment in range(segments.used_ids):
-        place = segments.map.segment_table[segment].place if segments.map.segment_ready(segment) else 0
+        place = segments.map.segment_table[segment].place
         if state_of(place) == FREE:
             segments.free_ids[segments.n_free_ids] = segment
             segments.n_free_ids += 1
-            if not segments.map.segment_ready(segment):
-                segments.map.segment_ensure(segment)
             continue
         if ram_of(place):
             ram.add(ram_of(place) - 1)

@@ -47,12 +47,14 @@ cdef class Segments:
     cdef uint32_t *punch_ram
     cdef uint32_t *free_disk
     cdef uint32_t n_free_ids, n_free_ram, n_hole_ram, n_punch_ram, n_free_disk
+    cdef uint32_t n_suspect_disk, failed_writes     # of the free ones; writes that failed so far
     cdef uint32_t used_ids, used_ram, used_disk     # high-water marks: numbers never used lie above
     cdef uint32_t populated, populating, clean_segments, dirty_segments, writing_segments
     cdef uint32_t coldest, youngest
     cdef uint32_t waiting, gift
     cdef bint cleaner_waits
     cdef OpenSegment heads[2]
+    cdef uint64_t log_clock, write_clock    # as the state file has them; what it says later is not believed
     cdef uint64_t target_bytes
     cdef uint64_t private_bytes
     cdef uint64_t charged_bytes, granted_bytes      # of the tables: counted in the limit, and usable
@@ -88,6 +90,8 @@ cdef class Segments:
     cdef int punch(self, uint32_t release) noexcept nogil
     cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
 
+    cdef uint32_t _take_disk(self) noexcept nogil
+    cdef void _suspect_disk(self, uint32_t slot) noexcept nogil
     cdef int _wait(self, Waiter *waiter) noexcept nogil
     cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil
     cdef bint _wants_grant(self) noexcept nogil

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
-from swaptide.cache.atomics cimport add32, count64, load32, load64, point, relax, store64
+from swaptide.cache.atomics cimport add32, count64, load32, load64, mortal, point, relax, store64
 from swaptide.cache.entry cimport (
     CLEAN,
     DIRTY,
@@ -47,7 +47,7 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from swaptide.cache.words cimport LOG_CLOCK, STALLS
+from swaptide.cache.words cimport LOG_CLOCK, STALLS, WRITE_CLOCK
 
 cdef enum:
     # Disk slots that only segments written by the cleaner may take: with these the cleaner can
@@ -122,7 +122,7 @@ cdef class Segments:
     cdef void unpin(self, uint32_t segment) noexcept nogil:
         if add32(&self.pins[segment], -1) != 0:
             return
-        point()
+        point("unpin: last one")
         if state_of(self.place(segment)) == DYING:
             self._reap_unlocked(segment)
 
@@ -191,10 +191,12 @@ cdef class Segments:
         got = PIECES - open.fill
         if got > want:
             got = want
+        mortal("reserve: room found")
         segment[0] = open.segment
         index[0] = open.fill
         open.fill += got
         self.map.segment_table[open.segment].count = open.fill
+        mortal("reserve: count stored")
         add32(&self.live[open.segment], <int32_t> got)
         add32(&self.pins[open.segment], 1)
         if open.fill == PIECES:
@@ -273,7 +275,6 @@ cdef class Segments:
 
     cdef bint _open(self, int head) noexcept nogil:
         cdef uint32_t segment, slot
-        cdef uint64_t clock
         cdef SegmentEntry *entry
         if not self._may_take_slot(head):
             return False
@@ -288,14 +289,13 @@ cdef class Segments:
         self.n_free_ram -= 1
         slot = self.free_ram[self.n_free_ram]
         entry = &self.map.segment_table[segment]
-        # Never the same twice, not for another segment and not after a restart: it is stored before it
-        # is used, and every tag on disk is bound to it.
-        clock = self.map.counters[LOG_CLOCK] + 1
-        store64(&self.map.counters[LOG_CLOCK], clock)
-        entry.generation = clock
-        entry.age = clock
+        self.log_clock += 1
+        store64(&self.map.counters[LOG_CLOCK], self.log_clock)
+        mortal("open: number taken")
+        entry.age = self.log_clock
         entry.count = 0
         entry.flags = COLD_FLAG if head == COLD else 0
+        mortal("open: entry filled")
         self.set_place(segment, place_of(OPEN, slot + 1, 0))
         self.heads[head].segment = segment
         self.heads[head].fill = 0
@@ -318,7 +318,9 @@ cdef class Segments:
         cdef SegmentEntry *entry = &self.map.segment_table[segment]
         if open.age_pieces:
             entry.age = <uint64_t> (open.age_sum / open.age_pieces)
+        mortal("seal: full")
         self.set_place(segment, place_of(DIRTY, ram_of(entry.place), 0))
+        mortal("seal: place stored")
         self._link(segment)
         open.segment = NO_SEGMENT
         open.fill = 0
@@ -341,6 +343,7 @@ cdef class Segments:
             # From here a pin that goes away looks for DYING, and this thread looks for pins: one of
             # both sees the other (sequentially consistent).
             self.set_place(segment, place_of(DYING, ram_of(place), disk_of(place)))
+            mortal("reap: dying")
         elif state != DYING:
             return
         if load32(&self.pins[segment]) == 0 and load32(&self.disk_pins[segment]) == 0:
@@ -348,7 +351,9 @@ cdef class Segments:
 
     cdef void _free(self, uint32_t segment) noexcept nogil:
         cdef uint64_t place = self.map.segment_table[segment].place
+        mortal("free: nobody left")
         self.set_place(segment, 0)
+        mortal("free: place cleared")
         if ram_of(place):
             self._free_slot(ram_of(place) - 1)
         if disk_of(place):
@@ -465,34 +470,66 @@ cdef class Segments:
         return free_slots > CLEANER_DISK_SLOTS
 
     cdef bint begin_write(self, uint32_t segment) noexcept nogil:
-        """Mark a disk slot for a claimed DIRTY segment before its write is sent.  False: none to be had."""
+        """Mark a disk slot for a claimed DIRTY segment before its write is sent.  False: none to be had.
+
+        The write gets a number of its own, also where the same segment is written a second time.
+        """
         cdef uint32_t slot
         cdef bint may
         pthread_mutex_lock(&self.lock)
         may = self._may_take_disk(segment)
         if may:
-            if self.n_free_disk:
-                self.n_free_disk -= 1
-                slot = self.free_disk[self.n_free_disk]
-            else:
-                slot = self.used_disk
-                self.used_disk += 1
+            slot = self._take_disk()
+            # Never the same twice, not for another segment and not after a restart: stored before it is used.
+            self.write_clock += 1
+            store64(&self.map.counters[WRITE_CLOCK], self.write_clock)
+            mortal("begin write: number taken")
+            self.map.segment_table[segment].write = self.write_clock
+            mortal("begin write: number stored")
             self.set_place(segment,
                            place_of(WRITING, ram_of(self.map.segment_table[segment].place), slot + 1))
         pthread_mutex_unlock(&self.lock)
         return may
+
+    cdef uint32_t _take_disk(self) noexcept nogil:
+        """Take a disk slot that nothing lies in: one that could not be written last time comes last.
+
+        There is one.  Where only such are left they are tried one after the other: some may be good again.
+        """
+        cdef uint32_t slot, at
+        if self.n_free_disk > self.n_suspect_disk:
+            at = self.n_free_disk - 1
+        elif self.used_disk < self.map.disk_slots:
+            slot = self.used_disk
+            self.used_disk += 1
+            return slot
+        else:
+            at = self.failed_writes % self.n_free_disk
+            self.n_suspect_disk -= 1
+        slot = self.free_disk[at]
+        self.n_free_disk -= 1
+        self.free_disk[at] = self.free_disk[self.n_free_disk]
+        return slot
+
+    cdef void _suspect_disk(self, uint32_t slot) noexcept nogil:
+        """Free a disk slot that could not be written: suspects lie at the bottom of the stack."""
+        self.free_disk[self.n_free_disk] = self.free_disk[self.n_suspect_disk]
+        self.free_disk[self.n_suspect_disk] = slot
+        self.n_suspect_disk += 1
+        self.n_free_disk += 1
+        self.failed_writes += 1
 
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil:
         """The write of a claimed segment ended: it is CLEAN, or DIRTY again and its disk slot free."""
         cdef uint64_t place
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
+        mortal("end write: outcome known")
         if ok:
             self.set_place(segment, place_of(CLEAN, ram_of(place), disk_of(place)))
         else:
             self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
-            self.free_disk[self.n_free_disk] = disk_of(place) - 1
-            self.n_free_disk += 1
+            self._suspect_disk(disk_of(place) - 1)
         self.claimed[segment] = 0
         self._reap(segment)
         pthread_mutex_unlock(&self.lock)
@@ -505,7 +542,7 @@ cdef class Segments:
         self._unlink(segment)
         self.set_place(segment, place_of(DISK, 0, disk_of(place)))
         pthread_mutex_unlock(&self.lock)
-        point()
+        point("drop: place stored")
         # Whoever pins from now on sees DISK; whoever pinned before may still be copying.
         if not self.wait_unpinned(segment):
             return
@@ -595,6 +632,7 @@ cdef class Segments:
         cdef int done = 0
         while self._take_due(&slot, &release):
             self.map.slot_punch(slot, 1)
+            mortal("punch: memory given back")
             pthread_mutex_lock(&self.lock)
             self.populated -= 1
             self.hole_ram[self.n_hole_ram] = slot

@@ -181,7 +181,9 @@ def _parse(raw: bytes) -> SpillHeader | None:
         return None
     _, _, disk_id, boot, state_path = _HEADER.unpack(raw)
     return SpillHeader(
-        str(uuid.UUID(bytes=disk_id)), os.fsdecode(state_path.rstrip(b"\0")), boot.rstrip(b"\0").decode()
+        str(uuid.UUID(bytes=disk_id)),
+        os.fsdecode(state_path.rstrip(b"\0")),
+        boot.rstrip(b"\0").decode("ascii", "replace"),
     )
 
 

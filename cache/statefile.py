@@ -10,13 +10,18 @@ import fcntl
 import logging
 import os
 import pathlib
+import struct
 import uuid
+import zlib
 
 from swaptide.cache import face, geometry, layout
-from swaptide.cache.errors import BusyError, SetupError, UsageError
+from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.cache.mapping import Mapping
 
 log = logging.getLogger(__name__)
+
+# CRC-32 of the identity, behind it: a size or a flag that changed would still look like one.
+_CHECK = struct.Struct("<I")
 
 
 @dataclasses.dataclass
@@ -30,6 +35,14 @@ class StateFile:
     mapping: Mapping
     draft: pathlib.Path | None = None
     fresh: bool = False
+
+    @property
+    def may_be_swapped(self) -> bool:
+        """Whether the host may write its pages to swap."""
+        if self.path is None:
+            return True
+        kind, options = _file_system_of(self.path)
+        return kind != "ramfs" and "noswap" not in options
 
     def publish(self) -> None:
         """Give the file its name.  Raises BusyError if another disk took that name meanwhile."""
@@ -64,13 +77,15 @@ class StateFile:
             return False
 
 
-def create(path: pathlib.Path | None, size_bytes: int, name: str, limits: face.Limits) -> StateFile:
+def create(
+    path: pathlib.Path | None, size_bytes: int, name: str, limits: face.Limits, *, encrypted: bool
+) -> StateFile:
     """Make a state file for a new disk.  Raises SetupError if the host refuses, UsageError for a bad size."""
     try:
         shape = geometry.of_size(size_bytes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    identity = face.Identity(str(uuid.uuid4()), name, size_bytes)
+    identity = face.Identity(str(uuid.uuid4()), name, size_bytes, encrypted)
     if path is None:
         return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, None, identity, shape, limits)
     draft = path.with_name(f".{path.name}.{identity.disk_id}.new")
@@ -100,17 +115,34 @@ def reopen(path: pathlib.Path) -> StateFile:
         raise SetupError(f"state={path}: {error.strerror}; choose another path") from error
     try:
         _lock(fd, path)
-        identity = face.parse_identity(os.pread(fd, layout.IDENTITY.size, 0), f"state={path}")
-        shape = geometry.of_size(identity.size_bytes)
+        identity, shape = _identify(fd, path)
         # Its length may have been cut: a load behind the end of the file would be SIGBUS.
         if os.fstat(fd).st_size != shape.state_bytes:
             raise SetupError(
                 f"state={path}: {os.fstat(fd).st_size} bytes, {shape.state_bytes} expected; truncated?"
             )
+        if os.lseek(fd, 0, os.SEEK_HOLE) < shape.segment_table_offset:
+            raise StateError(f"state={path}: damaged: a part of its header is missing")
         return StateFile(fd, path, identity, shape, Mapping(fd, shape, False))
     except BaseException:
         os.close(fd)
         raise
+
+
+def _identify(fd: int, path: pathlib.Path) -> tuple[face.Identity, geometry.Geometry]:
+    raw = os.pread(fd, layout.IDENTITY.size + _CHECK.size, 0)
+    identity = face.parse_identity(raw, f"state={path}")
+    known, check = raw[: layout.IDENTITY.size], raw[layout.IDENTITY.size :]
+    try:
+        if check == _check_of(known):
+            return identity, geometry.of_size(identity.size_bytes)
+    except ValueError:
+        pass
+    raise StateError(f"state={path}: damaged: its first page is not as it was written")
+
+
+def _check_of(identity: bytes) -> bytes:
+    return _CHECK.pack(zlib.crc32(identity))
 
 
 def _fill(
@@ -131,16 +163,16 @@ def _fill(
     for index, word in enumerate(layout.CONTROL):
         mapping.set_control_word(index, getattr(limits, word, 0))
     # The identity is written last: without it nobody takes the file for a state file.
-    mapping.write_identity(
-        layout.IDENTITY.pack(
-            layout.MAGIC,
-            layout.FORMAT_VERSION,
-            geometry.SEGMENT_BYTES,
-            identity.size_bytes,
-            uuid.UUID(identity.disk_id).bytes,
-            identity.name.encode(),
-        )
+    known = layout.IDENTITY.pack(
+        layout.MAGIC,
+        layout.FORMAT_VERSION,
+        geometry.SEGMENT_BYTES,
+        identity.size_bytes,
+        uuid.UUID(identity.disk_id).bytes,
+        identity.name.encode(),
+        layout.ENCRYPTED_FLAG if identity.encrypted else 0,
     )
+    mapping.write_identity(known + _check_of(known))
     return StateFile(fd, path, identity, shape, mapping, draft, True)
 
 
@@ -160,7 +192,7 @@ def _lock(fd: int, path: pathlib.Path) -> None:
 
 
 def _warn_unless_tmpfs(fd: int, path: pathlib.Path) -> None:
-    kind = _file_system_of(path)
+    kind, _ = _file_system_of(path)
     if kind not in ("tmpfs", "ramfs"):
         log.warning(
             "state=%s is on %s, not on tmpfs: guest pages will reach that disk, and capping is not exact",
@@ -169,12 +201,13 @@ def _warn_unless_tmpfs(fd: int, path: pathlib.Path) -> None:
         )
 
 
-def _file_system_of(path: pathlib.Path) -> str:
-    """Type of the file system that holds `path`, from mountinfo."""
+def _file_system_of(path: pathlib.Path) -> tuple[str, frozenset[str]]:
+    """Type and options of the file system that holds `path`, from mountinfo."""
     device = path.parent.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[2] == number:
-            return fields[fields.index("-") + 1]
-    return "an unknown file system"
+            kind, _, options = fields[fields.index("-") + 1 :][:3]
+            return kind, frozenset(options.split(","))
+    return "an unknown file system", frozenset()

@@ -44,4 +44,5 @@ cdef enum:
     DEGRADED
     RAM_BLOCKED
     LOG_CLOCK
+    WRITE_CLOCK
     COUNTER_WORDS

@@ -77,6 +77,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "state": ("state", _path),
     "name": ("name", _name),
     "swap-label": ("swap_label", _text),
+    "encrypt": ("encrypt", _boolean),
     "compress": ("", _choice),
     "force": ("force", _boolean),
 }

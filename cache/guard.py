@@ -1,0 +1,64 @@
+"""What a process that holds a guest's memory does for itself, once, before it serves.
+
+No core dumps, no waiting for memory behind its own disk, last to be killed, and nothing of it in the host's
+swap.  Each is done where the kernel allows it; what could matter and is refused is a warning.  Called by the
+thread that starts all others, since they inherit what it has.
+"""
+
+import ctypes
+import logging
+import os
+import pathlib
+from typing import Final
+
+from swaptide.cache.mapping import Mapping
+
+log = logging.getLogger(__name__)
+
+# prctl(2)
+_SET_DUMPABLE: Final = 4
+_SET_IO_FLUSHER: Final = 57
+_GET_IO_FLUSHER: Final = 58
+# The kernel kills by need and this; the guest's own QEMU, which is larger, is to be preferred.
+_OOM_SCORE_ADJ: Final = -500
+_PROC: Final = pathlib.Path("/proc")
+
+
+def protect(mapping: Mapping, *, may_be_swapped: bool) -> None:
+    """Protect this process and the memory of `mapping`; `may_be_swapped` if its file system allows that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Keys and guest pages: neither a core dump nor a debugger of the same user may see them.
+    libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    # Allocating must not wait for pages to be written to a disk that waits for us.
+    # Under the daemon it is inherited: an unprivileged user may not set it.
+    if libc.prctl(_GET_IO_FLUSHER, 0, 0, 0, 0) != 1 and libc.prctl(_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        log.info("not marked as an I/O flusher reason=%r", os.strerror(ctypes.get_errno()))
+    _lower_oom_score()
+    if may_be_swapped:
+        _lock(mapping)
+
+
+def host_has_swap(proc: pathlib.Path = _PROC) -> bool:
+    """Whether the host swaps to anything."""
+    return len((proc / "swaps").read_text().splitlines()) > 1
+
+
+def _lower_oom_score() -> None:
+    score = _PROC / "self" / "oom_score_adj"
+    try:
+        if int(score.read_text()) > _OOM_SCORE_ADJ:
+            score.write_text(str(_OOM_SCORE_ADJ))
+    except OSError as error:
+        log.warning("oom_score_adj cannot be lowered reason=%r; give CAP_SYS_RESOURCE", error.strerror)
+
+
+def _lock(mapping: Mapping) -> None:
+    try:
+        mapping.lock_on_fault()
+    except OSError as error:
+        if host_has_swap():
+            log.warning(
+                "guest pages can reach the host's swap: locking them is refused reason=%r;"
+                " raise RLIMIT_MEMLOCK, or use a tmpfs mounted with noswap (Linux 6.4)",
+                error.strerror,
+            )

@@ -1,0 +1,87 @@
+"""The key of a disk's spilled pages: in the kernel's keyring, where it outlives our processes.
+
+It never reaches a disk: the kernel keeps it in memory that is not swapped, and the process that uses it
+makes no core dump.  One key for each disk, in the keyring of the user that serves it (keyrings(7)).
+Calls block for microseconds; any thread may make them.
+"""
+
+import ctypes
+import functools
+import os
+from typing import Final
+
+from swaptide.cache.errors import SetupError
+
+KEY_BYTES: Final = 32
+_USER_KEYRING: Final = -4  # KEY_SPEC_USER_KEYRING
+# The owner may do everything, also from a session that the user's keyring is not linked to, as of a service.
+_OWNER_ALL: Final = 0x3F3F0000
+_REMEDY: Final = "serve the disk without it by encrypt=no, if what is below the spill file encrypts"
+
+
+def make(disk_id: str) -> bytearray:
+    """Make a disk's key and keep it in the keyring, in place of one of that id.  Raises SetupError."""
+    key = bytearray(os.urandom(KEY_BYTES))
+    keep(disk_id, key)
+    return key
+
+
+def keep(disk_id: str, key: bytearray) -> None:
+    """Keep a disk's key in this user's keyring, in place of one of that id.  Raises SetupError."""
+    library = _library()
+    number = library.add_key(b"user", _name(disk_id), bytes(key), KEY_BYTES, _USER_KEYRING)
+    if number < 0 or library.keyctl_setperm(number, ctypes.c_uint32(_OWNER_ALL)) < 0:
+        raise SetupError(f"the kernel's keyring refuses a key: {_reason()}; {_REMEDY}")
+
+
+def find(disk_id: str) -> bytearray:
+    """A disk's key; raises SetupError where it is gone, for what was spilled cannot be read without."""
+    number = _search(disk_id)
+    key = ctypes.create_string_buffer(KEY_BYTES)
+    if number < 0 or _library().keyctl_read(number, key, KEY_BYTES) != KEY_BYTES:
+        raise SetupError(
+            f"the key of disk {disk_id} is not in the keyring of user {os.geteuid()}: {_reason()};"
+            " start as the user that made the disk"
+        )
+    found = bytearray(key.raw)
+    ctypes.memset(key, 0, KEY_BYTES)
+    return found
+
+
+def erase(disk_id: str) -> bool:
+    """Forget a disk's key: what was spilled under it is garbage from now on.  False: there was none."""
+    number = _search(disk_id)
+    if number < 0:
+        return False
+    library = _library()
+    # Revoked first: nobody who still holds its number can read it.
+    library.keyctl_revoke(number)
+    return bool(library.keyctl_unlink(number, _USER_KEYRING) == 0)
+
+
+def wipe(key: bytearray) -> None:
+    """Overwrite a key that is no longer needed in Python."""
+    key[:] = bytes(len(key))
+
+
+def _search(disk_id: str) -> int:
+    return int(_library().keyctl_search(_USER_KEYRING, b"user", _name(disk_id), 0))
+
+
+def _name(disk_id: str) -> bytes:
+    return f"swaptide:{disk_id}".encode()
+
+
+def _reason() -> str:
+    return os.strerror(ctypes.get_errno())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libkeyutils.so.1", use_errno=True)
+    except OSError as error:
+        raise SetupError(f"{error}; install the Debian package libkeyutils1") from error
+    for name in ("keyctl_read", "keyctl_setperm", "keyctl_search", "keyctl_unlink", "keyctl_revoke"):
+        getattr(library, name).restype = ctypes.c_long
+    return library

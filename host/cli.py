@@ -102,7 +102,15 @@ def disk() -> None:
 )
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
 @click.option("--compress", type=click.Choice(["lz4", "zstd", "none"]), default="lz4", show_default=True)
+@click.option(
+    "--encrypt",
+    type=click.Choice(["yes", "no"]),
+    default="yes",
+    show_default=True,
+    help="Encrypt what is spilled; `no` where the store below does it.",
+)
 @click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
+@click.option("--socket-owner", metavar="USER", help="The user that may connect, such as libvirt-qemu.")
 @click.option("--force", is_flag=True, help="Take a spill path that holds something else.")
 @_run_dir
 def add(run_dir: pathlib.Path | None, **given: Any) -> None:
@@ -111,7 +119,7 @@ def add(run_dir: pathlib.Path | None, **given: Any) -> None:
 
     name = given["name"]
     try:
-        report = _call(run_dir, protocol.Add(**given))
+        report = _call(run_dir, protocol.Add(**{**given, "encrypt": given["encrypt"] == "yes"}))
     except KeyboardInterrupt:
         click.echo(
             f"swaptide: interrupted; disk {name} is being made all the same,"
@@ -184,6 +192,19 @@ def clear(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
 
     report = _call(run_dir, protocol.Clear(name, force))
     click.echo(f"disk {name} is empty, its new id is {report['id']}")
+
+
+@disk.command()
+@click.argument("name")
+@_run_dir
+def restart(run_dir: pathlib.Path | None, name: str) -> None:
+    """Serve a disk with a new process, as after an upgrade; its guest only waits."""
+    from swaptide.host import protocol
+
+    report = _call(run_dir, protocol.Restart(name))
+    click.echo(
+        f"disk {name} serves again, pid {report['pid']}; it was away for {report['pause_seconds']:.2f} s"
+    )
 
 
 @disk.command("rm")

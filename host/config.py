@@ -17,6 +17,10 @@ from swaptide.host import paths
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
 _LONGEST_BYTES = 1 << 20
+_UNSET = {
+    "memory_dir": "a tmpfs of the daemon's own, else /dev/shm",
+    "user": "under a daemon of root the user swaptide if there is one, else nobody",
+}
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -27,6 +31,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     nbdkit: _Text = "nbdkit"
     # Not more: the plugin's base counts the request buffers of 16 (cache/governor.py).
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
+    user: _Text | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Config:
     """What a daemon runs with.  Directories are absolute.
 
     `memory_dir` is where state files lie; None means a tmpfs of the daemon's own below the run
-    directory, or /dev/shm where it may not mount one.
+    directory, or /dev/shm where it may not mount one.  `user` is who nbdkit runs as under a daemon of
+    root; None means the user swaptide if there is one, else nobody.
     """
 
     run_dir: pathlib.Path
@@ -43,6 +49,7 @@ class Config:
     memory_dir: pathlib.Path | None
     nbdkit: str
     threads: int
+    user: str | None = None
 
     @property
     def control_socket(self) -> pathlib.Path:
@@ -60,7 +67,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None:
-                lines.append(f"# {field.name} is not set: a tmpfs of the daemon's own, else /dev/shm")
+                lines.append(f"# {field.name} is not set: {_UNSET[field.name]}")
             elif isinstance(value, int):
                 lines.append(f"{field.name} = {value}")
             else:
@@ -83,6 +90,7 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
         memory_dir=_directory(chosen.memory_dir),
         nbdkit=chosen.nbdkit,
         threads=chosen.threads,
+        user=chosen.user,
     )
 
 

@@ -6,7 +6,9 @@ cancels it.
 
 import asyncio
 import logging
+import os
 import socket
+import struct
 
 import msgspec
 
@@ -17,6 +19,7 @@ from swaptide.host.config import Config
 log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS = 10.0
+_PEER = struct.Struct("3i")  # pid, uid, gid
 _decoder = msgspec.json.Decoder(protocol.Request)
 
 
@@ -54,9 +57,9 @@ class Control:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 line = await reader.readline()
-            _send(writer, await self._reply(line, writer))
+            _send(writer, _refusal(writer) or await self._reply(line, writer))
             await writer.drain()
-        except (TimeoutError, ConnectionError, ValueError):
+        except (TimeoutError, OSError, ValueError):
             log.debug("client left")
         finally:
             self._calls.discard(task)
@@ -88,9 +91,23 @@ class Control:
                 return await self._disks.set(request, lambda step: _send(writer, protocol.Progress(step)))
             case protocol.Clear():
                 return await self._disks.clear(request)
+            case protocol.Restart(name):
+                return await self._disks.restart(name)
             case protocol.Remove():
                 await self._disks.remove(request)
                 return None
+
+
+def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:
+    """What another user is told; who connected is the kernel's word, for the socket's mode can be changed."""
+    raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, uid, _ = _PEER.unpack(raw)
+    if uid in (0, os.geteuid()):
+        return None
+    log.warning("call refused uid=%d", uid)
+    return protocol.Failure(
+        "setup", f"user {uid} may not ask this daemon; run as the user of `swaptide serve`"
+    )
 
 
 def _send(writer: asyncio.StreamWriter, reply: protocol.Reply) -> None:

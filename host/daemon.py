@@ -12,7 +12,7 @@ import pathlib
 import signal
 
 from swaptide.cache.errors import BusyError, SetupError
-from swaptide.host import config, control, definitions, disks, launch, listener, memory, spills
+from swaptide.host import config, control, definitions, disks, isolation, launch, listener, memory, spills
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def run(chosen: config.Config) -> None:
     Raises SetupError if the host lacks something, BusyError if another daemon has the run directory.
     """
     launch.require(chosen.nbdkit)
+    user = isolation.choose(chosen)
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:
@@ -39,7 +40,7 @@ def run(chosen: config.Config) -> None:
         raise
     disks_left = False
     try:
-        disks_left = not _run_locked(chosen)
+        disks_left = not _run_locked(chosen, user)
     finally:
         if not disks_left:
             # Before the lock is let go, so that nobody gets hold of a file that is about to vanish.
@@ -48,16 +49,19 @@ def run(chosen: config.Config) -> None:
         os.close(lock)
 
 
-def _run_locked(chosen: config.Config) -> bool:
+def _run_locked(chosen: config.Config, user: isolation.User | None) -> bool:
     """Serve; returns whether no disk is left."""
+    # Under root others may pass through, to files that they know and may open.
+    for directory in (chosen.state_dir, chosen.spill_dir):
+        _make(directory, 0o711 if os.geteuid() == 0 else 0o700)
     store = definitions.Store(chosen.definitions_dir)
     place: memory.Memory | None = None
     try:
-        _make(chosen.spill_dir, 0o700)
+        user = _isolate(chosen, user)
         for directory in memory.collect_orphans():
             log.info("orphan memory removed directory=%s", directory)
-        place = memory.prepare(chosen)
-        asyncio.run(_serve(chosen, disks.Disks(chosen, place.directory, store)))
+        place = memory.prepare(chosen, user)
+        asyncio.run(_serve(chosen, disks.Disks(chosen, place.directory, store, user)))
     finally:
         empty = not store.names()
         if empty:
@@ -65,6 +69,19 @@ def _run_locked(chosen: config.Config) -> bool:
                 memory.release(place)
             store.close()
     return empty
+
+
+def _isolate(chosen: config.Config, user: isolation.User | None) -> isolation.User | None:
+    """The user that nbdkit runs as, if it can serve from where everything lies."""
+    if user is None:
+        return None
+    memory_dir = [] if chosen.memory_dir is None else [chosen.memory_dir]
+    for directory in memory_dir:
+        _make(directory, 0o711)
+    if not isolation.usable(user, chosen, [chosen.run_dir, chosen.spill_dir, *memory_dir]):
+        return None
+    isolation.lend_privileges()
+    return user
 
 
 async def _serve(chosen: config.Config, served: disks.Disks) -> None:
@@ -96,7 +113,9 @@ def _keep_descriptors() -> None:
 
 def _make(directory: pathlib.Path, mode: int) -> None:
     try:
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            directory.chmod(mode)  # whatever the umask
     except OSError as error:
         raise SetupError(
             f"directory {directory} cannot be made: {error.strerror};"

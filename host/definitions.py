@@ -29,7 +29,8 @@ _LABEL_BYTES = 15  # what mkswap leaves of a label: 16 bytes with their NUL
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as it shall be.  Sizes in bytes; paths absolute.
 
-    `disk_id` is the instance that was served last, None before the first start.
+    `disk_id` is the instance that was served last, None before the first start; `socket_owner` the user
+    that may connect, None for the daemon's own.
     """
 
     name: str
@@ -38,11 +39,13 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor_bytes: int
     weight: int
     compress: str
+    encrypt: bool
     swap_label: str | None
     spill_path: str
     spill_chosen: bool
     state_path: str
     disk_id: str | None = None
+    socket_owner: str | None = None
 
 
 def check_name(name: str) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +16,20 @@ from typing import Any
 import msgspec
 
 from swaptide.balloon import limits, squeeze
-from swaptide.cache import face
-from swaptide.cache.errors import BusyError, StateError, UsageError
-from swaptide.host import config, definitions, listener, memory, protocol, report, spills, supervisor
+from swaptide.cache import face, keys
+from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
+from swaptide.host import (
+    config,
+    definitions,
+    isolation,
+    keyring,
+    listener,
+    memory,
+    protocol,
+    report,
+    spills,
+    supervisor,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +42,17 @@ Tell = Callable[[dict[str, Any]], None]
 class Disks:
     """All disks of one run directory."""
 
-    def __init__(self, chosen: config.Config, memory_dir: pathlib.Path, store: definitions.Store) -> None:
+    def __init__(
+        self,
+        chosen: config.Config,
+        memory_dir: pathlib.Path,
+        store: definitions.Store,
+        user: isolation.User | None = None,
+    ) -> None:
         self._config = chosen
         self._memory_dir = memory_dir
         self._store = store
+        self._user = user
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
 
@@ -107,6 +126,15 @@ class Disks:
             await keeper.started()
         return await report.fresh(keeper)
 
+    async def restart(self, name: str) -> report.Report:
+        """Serve a disk with a new process, from the code that is installed now; its clients wait meanwhile.
+
+        Raises BusyError if the disk does not run, SetupError if the new process does not serve.
+        """
+        keeper = self._available(name)
+        pause = await keeper.restart()
+        return {**await report.fresh(keeper), "pause_seconds": pause}
+
     async def remove(self, request: protocol.Remove) -> None:
         """Remove a disk and all its files; raises BusyError if it is connected."""
         keeper = self._find(request.name)
@@ -123,6 +151,8 @@ class Disks:
             definitions.check_label(request.swap_label)
         if request.spill is not None:
             definitions.check_spill(request.spill)
+        if request.socket_owner is not None:
+            _check_socket_owner(request.socket_owner)
         if request.name in self._keepers:
             raise UsageError(
                 f"disk {request.name} exists; choose another name, or remove it with"
@@ -137,10 +167,12 @@ class Disks:
                 floor_bytes=checked.floor_bytes,
                 weight=request.weight,
                 compress=request.compress,
+                encrypt=request.encrypt,
                 swap_label=request.swap_label,
                 spill_path=request.spill or "",
                 spill_chosen=request.spill is not None,
                 state_path="",
+                socket_owner=request.socket_owner,
             ),
             self._config,
             self._memory_dir,
@@ -160,7 +192,7 @@ class Disks:
         state.unlink()
 
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
-        keeper = supervisor.Keeper(self._config, self._memory_dir, definition, self._store.save)
+        keeper = supervisor.Keeper(self._config, self._memory_dir, definition, self._store.save, self._user)
         self._keepers[definition.name] = keeper
         return keeper
 
@@ -234,13 +266,29 @@ class Disks:
         await keeper.stop()
         keeper.socket_path.unlink(missing_ok=True)
         state_path = pathlib.Path(keeper.definition.state_path)
-        state_path.unlink(missing_ok=True)
+        owner = os.geteuid()
+        with contextlib.suppress(FileNotFoundError):
+            owner = state_path.lstat().st_uid
+            state_path.unlink()
+        await keeper.estate.drop_blank(keeper.definition)
         # What a process that was killed while it made its state file has left.
         for draft in state_path.parent.glob(f".{state_path.name}.*.new"):
             draft.unlink(missing_ok=True)
         # Without an id nothing was ever made: what lies at the spill path is somebody else's.
         if disk_id is not None:
+            # The key first: without it the rest is noise, whatever becomes of it.
+            await self._erase_key(keeper, disk_id, owner)
             await spills.release(pathlib.Path(keeper.definition.spill_path), disk_id)
+
+    async def _erase_key(self, keeper: supervisor.Keeper, disk_id: str, owner: int) -> None:
+        keys.erase(disk_id)
+        users = {owner} if self._user is None else {owner, self._user.uid}
+        others = users - {os.geteuid()}
+        if keeper.definition.encrypt and others and os.geteuid() == 0:
+            try:
+                await keyring.erase(disk_id, others)
+            except SetupError as error:
+                log.warning("key not erased name=%s error=%r", keeper.definition.name, str(error))
 
     @contextlib.contextmanager
     def _marked(self, name: str, what: str) -> Iterator[None]:
@@ -250,3 +298,11 @@ class Disks:
         finally:
             if self._busy.get(name) == what:  # else another call has taken over
                 del self._busy[name]
+
+
+def _check_socket_owner(name: str) -> None:
+    """Raises UsageError unless the socket can be given to this user."""
+    if os.geteuid() not in (0, isolation.find(name).uid):
+        raise UsageError(
+            f"--socket-owner {name} needs a daemon that runs as root; run `swaptide serve` as root"
+        )

@@ -5,18 +5,33 @@ import shutil
 
 from swaptide.cache import face
 from swaptide.cache.errors import SetupError, StateError
-from swaptide.host import config, definitions, paths, process
+from swaptide.host import config, definitions, isolation, paths, process
 
 _ERROR = "nbdkit: error: "
 _OURS = "swaptide: "
 
 
-def command(chosen: config.Config, disk: definitions.Definition, *, fresh: bool, force: bool) -> list[str]:
-    """The command line that serves `disk`; `fresh` if its state file is yet to be made."""
-    words = [chosen.nbdkit, "-f", "-t", str(chosen.threads), "python", str(paths.plugin())]
+def command(
+    chosen: config.Config,
+    disk: definitions.Definition,
+    *,
+    fresh: bool,
+    force: bool,
+    user: isolation.User | None = None,
+) -> list[str]:
+    """The command line that serves `disk` as `user`; `fresh` if its state file is yet to be made."""
+    words = [
+        *isolation.prefix(user),
+        chosen.nbdkit,
+        "-f",
+        "-t",
+        str(chosen.threads),
+        "python",
+        str(paths.plugin()),
+    ]
     words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
     words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
-    words.append(_state_argument(disk))
+    words += [f"encrypt={'yes' if disk.encrypt else 'no'}", _state_argument(disk)]
     # Only onto a new disk: on one with contents the first page is the guest's.
     if fresh and disk.swap_label is not None:
         words.append(f"swap-label={disk.swap_label}")

@@ -37,8 +37,11 @@ def check(path: pathlib.Path) -> None:
             raise UsageError(f"{path} exists and is no socket; move it away")
 
 
-def bind(path: pathlib.Path) -> socket.socket:
-    """A socket that listens at `path`, in place of what was there; raises SetupError."""
+def bind(path: pathlib.Path, owner_uid: int | None = None) -> socket.socket:
+    """A socket that listens at `path`, in place of what was there; raises SetupError.
+
+    Only its owner may connect: `owner_uid`, or whoever calls this.
+    """
     # Linux takes a bound socket's name along in a rename, so no client ever finds the path missing.
     fresh = path.with_name(f".{path.name[:32]}")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -46,6 +49,8 @@ def bind(path: pathlib.Path) -> socket.socket:
     try:
         fresh.unlink(missing_ok=True)
         bound.bind(os.fspath(fresh))
+        if owner_uid is not None:
+            os.chown(fresh, owner_uid, -1)
         bound.listen(_BACKLOG)
         fresh.rename(path)
     except OSError as error:

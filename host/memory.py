@@ -15,7 +15,7 @@ import stat
 import subprocess
 
 from swaptide.cache.errors import SetupError
-from swaptide.host import config, paths
+from swaptide.host import config, isolation, paths
 
 log = logging.getLogger(__name__)
 
@@ -25,50 +25,78 @@ _SAFE = "mode=0700,size=100%,nosuid,nodev,noexec"
 # size=100% because the caps of the disks are the limit, not half of the host's RAM.
 _OPTIONS = (f"{_SAFE},huge=within_size,noswap", f"{_SAFE},huge=within_size", f"{_SAFE},noswap", _SAFE)
 _NOTE = "run-dir"
+_PART = "disks"
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Where state files lie, and whether the directory is a mount of ours."""
+    """Where state files lie, and whether the directory is a mount of ours.
+
+    `directory` is `base`, or the part of it that belongs to the user that nbdkit runs as.
+    """
 
     directory: pathlib.Path
     mounted: bool
+    base: pathlib.Path
 
 
-def prepare(chosen: config.Config) -> Memory:
-    """The directory for state files, made ready with mode 0700.
+def prepare(chosen: config.Config, user: isolation.User | None = None) -> Memory:
+    """The directory for state files, made ready with mode 0700, `user`'s where one is given.
 
     Raises SetupError if there is none to be had.
     """
+    made = _prepare(chosen)
+    return made if user is None else _part_of(made, user)
+
+
+def _prepare(chosen: config.Config) -> Memory:
     if chosen.memory_dir is not None:
         directory = chosen.memory_dir / paths.escape(chosen.run_dir)
         _own(directory)
         if _filesystem(directory) not in ("tmpfs", "ramfs"):
             log.warning("state files are not in memory directory=%s remedy='mount a tmpfs there'", directory)
-        return Memory(directory, mounted=False)
+        return Memory(directory, mounted=False, base=directory)
     own = chosen.run_dir / "mem"
     check_own(own)
     if own.is_mount() or _mount(own):
-        return Memory(own, mounted=True)
+        return Memory(own, mounted=True, base=own)
     directory = _fallback(chosen.run_dir)
     _own(directory)
     (directory / _NOTE).write_text(str(chosen.run_dir))
     log.warning("no tmpfs of our own, using shared memory without huge pages directory=%s", directory)
-    return Memory(directory, mounted=False)
+    return Memory(directory, mounted=False, base=directory)
+
+
+def _part_of(made: Memory, user: isolation.User) -> Memory:
+    """A directory of the user's in one of ours: what the daemon relies on, nobody else can replace."""
+    part = made.base / _PART
+    try:
+        part.mkdir(mode=0o700, exist_ok=True)
+        if not stat.S_ISDIR(part.lstat().st_mode):
+            raise SetupError(f"{part} is not a directory; remove it")
+        os.chown(part, user.uid, user.gid, follow_symlinks=False)
+        # Searchable, so that the way there is open.
+        made.base.chmod(0o711)
+    except OSError as error:
+        raise SetupError(f"memory directory {part} cannot be made: {error.strerror}") from error
+    return dataclasses.replace(made, directory=part)
 
 
 def release(memory: Memory) -> None:
     """Give back what `prepare` made, if no state file is left in it; never raises."""
-    if any(memory.directory.glob("*.state")):
-        log.warning("state files of unknown disks kept directory=%s", memory.directory)
+    if any(memory.base.rglob("*.state")):
+        log.warning("state files of unknown disks kept directory=%s", memory.base)
         return
     try:
         if memory.mounted:
-            _run("umount", str(memory.directory))
-        (memory.directory / _NOTE).unlink(missing_ok=True)
-        memory.directory.rmdir()
+            _run("umount", str(memory.base))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                (memory.base / _PART).rmdir()
+        (memory.base / _NOTE).unlink(missing_ok=True)
+        memory.base.rmdir()
     except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("memory not given back directory=%s error=%r", memory.directory, str(error))
+        log.warning("memory not given back directory=%s error=%r", memory.base, str(error))
 
 
 def collect_orphans(shared: pathlib.Path = SHARED) -> list[pathlib.Path]:
@@ -80,7 +108,7 @@ def collect_orphans(shared: pathlib.Path = SHARED) -> list[pathlib.Path]:
                 continue
             if pathlib.Path((directory / _NOTE).read_text()).exists():
                 continue
-            if any(is_locked(path) for path in directory.glob("*.state")):
+            if any(is_locked(path) for path in directory.rglob("*.state")):
                 continue
             shutil.rmtree(directory)
             removed.append(directory)
@@ -89,7 +117,7 @@ def collect_orphans(shared: pathlib.Path = SHARED) -> list[pathlib.Path]:
 
 def is_locked(path: pathlib.Path) -> bool:
     """Whether some process serves the state file at `path`; raises OSError if it cannot be opened."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -119,7 +147,7 @@ def _own(directory: pathlib.Path) -> None:
         found = directory.lstat()
     except OSError as error:
         raise SetupError(f"memory directory {directory} cannot be made: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o066:
         raise SetupError(f"memory directory {directory} is not ours alone; remove it, or chmod it 0700")
 
 

@@ -22,6 +22,7 @@ KILL_SECONDS = 1.0
 _INNER = 'read -r _ <&4 || exit; exec 4<&-; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 _OUTER = 'cd / || exit; inner=$1; shift; /bin/sh -c "$inner" sh "$@" 5>&- & echo $! >&5'
 _LOG_LIMIT_BYTES = 1 << 20
+_OOM_SCORE_ADJ = -500  # as cache/guard.py has it
 
 
 class Process:
@@ -74,8 +75,17 @@ def spawn(command: Sequence[str], listener: socket.socket, log: pathlib.Path) ->
         if status != 0:
             raise ChildProcessError(f"{command[0]} cannot be started: /bin/sh ended with status {status}")
         started = Process(int(os.read(pids, 32)))
+        _spare(started.pid)
         os.write(go, b"\n")
         return started
+
+
+def _spare(pid: int) -> None:
+    """Have the kernel kill others first; where we may not, the process tries and warns (cache/guard.py)."""
+    score = pathlib.Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(OSError):
+        if int(score.read_text()) > _OOM_SCORE_ADJ:
+            score.write_text(str(_OOM_SCORE_ADJ))
 
 
 def _spawn_outer(command: Sequence[str], sources: Mapping[int, int]) -> int:
@@ -85,7 +95,7 @@ def _spawn_outer(command: Sequence[str], sources: Mapping[int, int]) -> int:
         return os.posix_spawn(
             "/bin/sh",
             ["sh", "-c", _OUTER, "sh", _INNER, *command],
-            _environment(),
+            environment(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 *((os.POSIX_SPAWN_DUP2, fd, target) for target, fd in high.items()),
@@ -115,7 +125,8 @@ def command_line(pid: int) -> list[str]:
     return [os.fsdecode(part) for part in raw.split(b"\0")[:-1]]
 
 
-def _environment() -> Mapping[str, str]:
+def environment() -> Mapping[str, str]:
+    """The environment that nbdkit gets."""
     # nbdkit's Python takes its venv from the python3 that it finds first.
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path}

@@ -32,7 +32,9 @@ class Add(_Message, tag="disk-add"):
     spill: str | None = None
     weight: Weight = DEFAULT_WEIGHT
     compress: Compress = "lz4"
+    encrypt: bool = True
     swap_label: str | None = None
+    socket_owner: str | None = None
     force: bool = False
 
 
@@ -62,6 +64,12 @@ class Clear(_Message, tag="disk-clear"):
     force: bool = False
 
 
+class Restart(_Message, tag="disk-restart"):
+    """Serve a disk with a new process; the result is its report, with `pause_seconds`."""
+
+    name: str
+
+
 class Remove(_Message, tag="disk-rm"):
     """Remove a disk and its files."""
 
@@ -69,7 +77,7 @@ class Remove(_Message, tag="disk-rm"):
     force: bool = False
 
 
-Request = Add | List | Show | Set | Clear | Remove
+Request = Add | List | Show | Set | Clear | Restart | Remove
 
 
 class Progress(_Message, tag="progress"):

@@ -1,21 +1,64 @@
 """Spill files as the daemon handles them: always with a time limit, since their store may be dead."""
 
+import contextlib
+import ctypes
+import fcntl
 import logging
+import os
 import pathlib
+import stat
+import struct
+import threading
 
 from swaptide.cache import spillfile
-from swaptide.cache.errors import SwaptideError
-from swaptide.host import detached
+from swaptide.cache.errors import SetupError, SwaptideError
+from swaptide.host import detached, isolation
 
 log = logging.getLogger(__name__)
 
 LIMIT_SECONDS = 2.0
+# A new disk waits longer for its store than one that is removed.
+MAKE_SECONDS = 60.0
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
+_BLKDISCARD = 0x1277
+_RANGE = struct.Struct("QQ")
+
+
+async def give(path: pathlib.Path, user: isolation.User, *, make: bool) -> bool:
+    """As isolation.give_spill, within a time limit.
+
+    Raises SetupError.
+    """
+    abandoned = threading.Event()
+
+    def body() -> bool:
+        made = isolation.give_spill(path, user, make=make)
+        if made and abandoned.is_set():
+            path.unlink(missing_ok=True)
+        return made
+
+    try:
+        return await detached.call(body, MAKE_SECONDS)
+    except TimeoutError:
+        raise SetupError(f"spill={path}: its store does not answer; mend it") from None
+    finally:
+        abandoned.set()
+
+
+async def remove_blank(path: pathlib.Path) -> None:
+    """Remove a file that `give` made for a disk that came to nothing; missing is fine."""
+    try:
+        await detached.call(lambda: path.unlink(missing_ok=True), LIMIT_SECONDS)
+    except TimeoutError:
+        log.warning("store does not answer, spill left spill=%s", path)
+    except OSError as error:
+        log.warning("spill not removed spill=%s error=%r", path, str(error))
 
 
 async def release(path: pathlib.Path, disk_id: str) -> None:
-    """Give up the spill of `disk_id` at `path`; trouble is logged, and a dead store left behind."""
+    """Erase the spill of `disk_id` at `path`; trouble is logged, and a dead store left behind."""
     try:
-        await detached.call(lambda: spillfile.release(path, disk_id), LIMIT_SECONDS)
+        await detached.call(lambda: _release(path, disk_id), LIMIT_SECONDS)
     except TimeoutError:
         log.warning("store does not answer, spill left for later spill=%s", path)
     except (OSError, SwaptideError) as error:
@@ -33,3 +76,32 @@ async def collect(directory: pathlib.Path) -> None:
     else:
         for path in removed:
             log.info("orphan spill file removed file=%s", path)
+
+
+def _release(path: pathlib.Path, disk_id: str) -> None:
+    try:
+        header = spillfile.read_header(path)
+    except OSError:
+        return
+    if header is None or header.disk_id != disk_id:
+        return
+    # Opened before it loses its name and its header, erased after: nobody serves from a half erased one.
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        spillfile.release(path, disk_id)
+        _discard(fd)
+        if stat.S_ISBLK(os.fstat(fd).st_mode) and os.geteuid() == 0:
+            os.fchown(fd, 0, -1)
+    finally:
+        os.close(fd)
+
+
+def _discard(fd: int) -> None:
+    """Have the store forget the contents, where it can: what is encrypted is noise without its key anyway."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _BLKDISCARD, _RANGE.pack(0, size))
+    else:
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(size))

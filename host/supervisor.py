@@ -7,7 +7,9 @@ a process that dies loses nothing, and clients wait in the socket's queue for it
 import asyncio
 import contextlib
 import enum
+import errno
 import logging
+import os
 import pathlib
 import secrets
 import socket
@@ -17,19 +19,31 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from swaptide.cache import face
-from swaptide.cache.errors import SetupError, StateError, SwaptideError
-from swaptide.host import config, definitions, launch, listener, memory, process, spills
+from swaptide.cache.errors import BusyError, SetupError, StateError, SwaptideError
+from swaptide.host import (
+    config,
+    deaths,
+    definitions,
+    estate,
+    isolation,
+    launch,
+    listener,
+    memory,
+    process,
+    spills,
+)
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _OWNER_SECONDS = 1.0
-# A process that served for this long is restarted at once, an unsteady one after a pause.
+# A process that answered a request, or lived for this long, is restarted at once, another one after a pause.
 _STEADY_SECONDS = 5.0
 _UNSTEADY_PAUSE_SECONDS = 0.5
 _FAILED_AFTER = 3
 _LONGEST_PAUSE_SECONDS = 30.0
+_REQUESTS = ("reads", "writes", "trims", "zeroes")
 
 
 class State(enum.StrEnum):
@@ -38,6 +52,7 @@ class State(enum.StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RESTARTING = "restarting"
+    UNSTABLE = "unstable"  # it serves, between deaths
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -51,6 +66,7 @@ class Keeper:
         memory_dir: pathlib.Path,
         definition: definitions.Definition,
         save: Callable[[definitions.Definition], Awaitable[None]],
+        user: isolation.User | None = None,
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
@@ -60,12 +76,21 @@ class Keeper:
         self.process: process.Process | None = None
         self.face: face.StateFace | None = None
         self.settled = asyncio.Event()  # the first start has ended, one way or the other
+        self.deaths = deaths.Deaths()
+        self.estate = estate.Estate(user)
         self._config = chosen
         self._memory_dir = memory_dir
         self._save = save
         self._listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._log_start = 0
+        self._expected_end = 0  # pid of a process that is being replaced
+        self._answered_before = 0  # requests, when the process was started
+
+    @property
+    def serves(self) -> bool:
+        """Whether a process answers requests right now, as far as is known."""
+        return self.process is not None and self.state in (State.RUNNING, State.UNSTABLE)
 
     def start(self, *, force: bool = False) -> None:
         """Begin to keep the disk served; `force` lets the first start overwrite a spill path in use."""
@@ -82,8 +107,27 @@ class Keeper:
                 f"disk {self.definition.name} does not start within {START_SECONDS:.0f} s;"
                 f" is its store {self.definition.spill_path} alive?"
             ) from None
-        if self.state is not State.RUNNING:
+        if not self.serves:
             raise SetupError(self.error or f"disk {self.definition.name} was stopped")
+
+    async def restart(self) -> float:
+        """End the process and wait until its successor serves; returns the seconds in between.
+
+        Raises BusyError if it does not run, SetupError if the successor does not serve.
+        """
+        live = self.process
+        if not self.serves or live is None:
+            raise BusyError(f"disk {self.definition.name} does not run; look with `swaptide disk show`")
+        launch.require(self._config.nbdkit)
+        self._expected_end = live.pid
+        self.settled.clear()
+        begun = time.monotonic()
+        if not await live.end():
+            raise SetupError(
+                f"process {live.pid} does not end; is its store {self.definition.spill_path} alive?"
+            )
+        await self.started()
+        return time.monotonic() - begun
 
     async def stop(self) -> None:
         """End the process and close everything; files stay.  Never waits for a dead store."""
@@ -130,7 +174,8 @@ class Keeper:
             self._listener = None
 
     def _enter(self, state: State, error: str = "") -> None:
-        if state is not self.state or error != self.error:
+        # A disk that keeps dying is news once; how often it died by now is for who asks.
+        if state is not self.state or (error != self.error and state is not State.UNSTABLE):
             level = logging.WARNING if error else logging.INFO
             text = "disk name=%s state=%s" + (" error=%r" if error else "%s")
             log.log(level, text, self.definition.name, state.value, error)
@@ -144,8 +189,11 @@ class Keeper:
                     self.process = await self._adopt() or await self._spawn(force and failures == 0)
                 await self._until_serving(self.process)
                 await self._note_served()
-                failures = 0
-                await self._while_serving(self.process)
+                if await self._while_serving(self.process):
+                    failures = 0
+                else:
+                    failures += 1
+                    await asyncio.sleep(_pause_seconds(failures - 1))
             except (SwaptideError, OSError) as error:
                 failures += 1
                 await self._pause_after_failure(failures, str(error))
@@ -154,29 +202,66 @@ class Keeper:
                 failures = max(failures + 1, _FAILED_AFTER)
                 await self._pause_after_failure(failures, f"internal error {error!r}; remove the disk")
 
-    async def _while_serving(self, live: process.Process) -> None:
+    async def _while_serving(self, live: process.Process) -> bool:
+        """Wait for its end; returns whether it was of use, so that a successor may start at once."""
         since = time.monotonic()
+        if self.deaths.unstable:
+            await self._until_steady(live)
         await live.exited.wait()
         self.process = None
-        self._enter(State.RESTARTING, f"nbdkit (pid {live.pid}) ended")
         # At once, so that clients find a queue to wait in.
-        with contextlib.suppress(SetupError):
+        with contextlib.suppress(SwaptideError):
             self._listen()
-        if time.monotonic() - since < _STEADY_SECONDS:
-            await asyncio.sleep(_UNSTEADY_PAUSE_SECONDS)
+        if live.pid == self._expected_end:
+            self._enter(State.RESTARTING)
+            return True
+        self._note_death(live.pid)
+        return time.monotonic() - since >= _STEADY_SECONDS or self._answered() > self._answered_before
+
+    async def _until_steady(self, live: process.Process) -> None:
+        try:
+            await asyncio.wait_for(live.exited.wait(), deaths.WINDOW_SECONDS)
+        except TimeoutError:
+            self.deaths.forget()
+            self._enter(State.RUNNING)
+
+    def _note_death(self, pid: int) -> None:
+        self.deaths.note()
+        if self.deaths.unstable:
+            self._enter_unstable()
+        else:
+            self._enter(State.RESTARTING, f"nbdkit (pid {pid}) ended")
+
+    def _enter_unstable(self) -> None:
+        self._enter(State.UNSTABLE, f"{self.deaths}; look for the reason in {self.log_path}")
+
+    def _answered(self) -> int:
+        """Requests that were answered since the disk was made, as the state file counts them."""
+        try:
+            state = self.open_face()
+            counters = {} if state is None else state.counters()
+        except (StateError, OSError):
+            return 0
+        return sum(counters.get(word, 0) for word in _REQUESTS)
 
     async def _pause_after_failure(self, failures: int, error: str) -> None:
         failed = not self.settled.is_set() or failures >= _FAILED_AFTER
         self._enter(State.FAILED if failed else State.RESTARTING, error)
+        if self.process is None:
+            await self.estate.drop_blank(self.definition)
         if failed and self._listener is not None:
             self._listener.close()
             self._listener = None
         self.settled.set()
-        await asyncio.sleep(min(_UNSTEADY_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS))
+        await asyncio.sleep(_pause_seconds(failures))
 
     async def _note_served(self) -> None:
         state = self.open_face()
-        self._enter(State.RUNNING)
+        self.estate.settle()
+        if self.deaths.unstable:
+            self._enter_unstable()
+        else:
+            self._enter(State.RUNNING)
         self.settled.set()
         if state is not None and state.identity.disk_id != self.definition.disk_id:
             await self.update(msgspec.structs.replace(self.definition, disk_id=state.identity.disk_id))
@@ -201,6 +286,7 @@ class Keeper:
                 return None
             if found is not None:
                 log.info("process adopted name=%s pid=%d", self.definition.name, found.pid)
+                self._answered_before = -1  # whatever it answered was for another daemon to see
                 return found
             if not complained and time.monotonic() - begin > START_SECONDS:
                 self._enter(State.FAILED, f"{path} is locked by a process that is not its nbdkit")
@@ -211,23 +297,29 @@ class Keeper:
     async def _spawn(self, force: bool) -> process.Process:
         launch.require(self._config.nbdkit)
         fresh = not pathlib.Path(self.definition.state_path).exists()
-        if fresh and self.definition.disk_id is not None:
+        if fresh:
             await self._renew()
+        await self.estate.give(self.definition, fresh=fresh)
+        self._answered_before = 0 if fresh else self._answered()
         if self.face is not None:
             self.face.close()
             self.face = None
         self._listen()
         assert self._listener is not None
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        command = launch.command(self._config, self.definition, fresh=fresh, force=force)
+        command = launch.command(
+            self._config, self.definition, fresh=fresh, force=force, user=self.estate.user
+        )
         started = process.spawn(command, self._listener, self.log_path)
-        log.info("process started name=%s pid=%d", self.definition.name, started.pid)
+        level = logging.DEBUG if self.deaths.unstable else logging.INFO
+        log.log(level, "process started name=%s pid=%d", self.definition.name, started.pid)
         return started
 
     async def _renew(self) -> None:
         """The state file is gone, with the host or by hand: the disk comes back empty, as another one."""
         old = self.definition
-        assert old.disk_id is not None
+        if old.disk_id is None:
+            return  # it was never made
         log.warning("disk lost its memory and comes back empty name=%s old_id=%s", old.name, old.disk_id)
         await spills.release(pathlib.Path(old.spill_path), old.disk_id)
         await self.update(
@@ -236,7 +328,10 @@ class Keeper:
 
     def _listen(self) -> None:
         if self._listener is None:
-            self._listener = listener.bind(self.socket_path)
+            owner = self.definition.socket_owner
+            self._listener = listener.bind(
+                self.socket_path, None if owner is None else isolation.find(owner).uid
+            )
 
     async def _until_serving(self, starting: process.Process) -> None:
         """Return once it serves; raises SetupError with its last word if it ends before."""
@@ -248,7 +343,14 @@ class Keeper:
                     return
             await asyncio.sleep(_POLL_SECONDS)
         self.process = None
-        raise SetupError(launch.last_word(self.log_path, self._log_start))
+        said = launch.last_word(self.log_path, self._log_start)
+        if self.estate.user is not None and os.strerror(errno.EACCES) in said:
+            said += f" (nbdkit runs as the user {self.estate.user.name})"
+        raise SetupError(said)
+
+
+def _pause_seconds(failures: int) -> float:
+    return min(_UNSTEADY_PAUSE_SECONDS * 2.0 ** min(failures, 10), _LONGEST_PAUSE_SECONDS)
 
 
 def fresh_paths(

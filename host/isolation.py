@@ -1,0 +1,189 @@
+"""The unprivileged user that nbdkit runs as under a daemon of root, and what is handed over to it.
+
+The user is chosen and tried once, at the daemon's start.  What lies in the user's own directory is not
+trusted: nothing here follows a link that this user could have made.
+"""
+
+import ctypes
+import dataclasses
+import logging
+import os
+import pathlib
+import pwd
+import resource
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+
+from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import config, paths, process
+
+log = logging.getLogger(__name__)
+
+_PREFERRED = ("swaptide", "nobody")
+_NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TRY_SECONDS = 30.0
+_PR_SET_IO_FLUSHER = 57
+
+
+@dataclasses.dataclass(frozen=True)
+class User:
+    """A user of this host and its first group."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def find(name: str) -> User:
+    """The user of that name or number; raises UsageError if there is none."""
+    try:
+        found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        # A number needs no name, but -1 means "leave it" to the kernel and more does not fit.
+        if name.isdecimal() and int(name) < 0xFFFFFFFF:
+            return User(name, int(name), int(name))
+        raise UsageError(f"there is no user {name!r}; use a name or a number of this host") from None
+    return User(found.pw_name, found.pw_uid, found.pw_gid)
+
+
+def choose(chosen: config.Config) -> User | None:
+    """Who nbdkit shall run as, None for the daemon's own user; raises UsageError if there is no such user."""
+    if os.geteuid() != 0:
+        return None
+    if chosen.user is not None:
+        user = find(chosen.user)
+        return user if user.uid != 0 else None
+    for name in _PREFERRED:
+        try:
+            return find(name)
+        except UsageError:
+            continue
+    log.warning("nbdkit runs as root: this host has none of the users %s", ", ".join(_PREFERRED))
+    return None
+
+
+def usable(user: User, chosen: config.Config, directories: Sequence[pathlib.Path]) -> bool:
+    """Whether nbdkit can serve as `user`: it enters `directories` and loads the plugin.  Tells why not."""
+    why = _obstacle(user, chosen.nbdkit, directories)
+    if why is None:
+        log.info("nbdkit runs as user=%s uid=%d", user.name, user.uid)
+        return True
+    log.warning("nbdkit runs as root: user=%s cannot serve reason=%r", user.name, why)
+    return False
+
+
+def prefix(user: User | None) -> list[str]:
+    """The words before a command that have it run as `user` with no privileges, under the same pid."""
+    if user is None:
+        return []
+    ids = ["--reuid", str(user.uid), "--regid", str(user.gid), "--clear-groups"]
+    return ["setpriv", *ids, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+
+
+def lend_privileges() -> None:
+    """Take for ourselves what nbdkit may not take as that user; it inherits this (cache/guard.py)."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError) as error:
+        log.info("memory locking stays limited reason=%r", str(error))  # nbdkit warns where it matters
+    # Good for the daemon as well: it must not wait for memory behind a disk that it has to restart.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        log.info("not marked as an I/O flusher reason=%r", os.strerror(ctypes.get_errno()))
+
+
+def give_state(path: pathlib.Path, user: User) -> None:
+    """Make the state file at `path` the user's.  Raises SetupError if it is no plain file of its own."""
+    try:
+        fd = os.open(path, os.O_RDONLY | _NO_FOLLOW)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        _give_file(fd, path, user)
+    finally:
+        os.close(fd)
+
+
+def give_spill(path: pathlib.Path, user: User, *, make: bool) -> bool:
+    """Have a spill file or device at `path` that is the user's; returns whether this call made the file.
+
+    It is made only if `make`; otherwise one that is missing is for the plugin to tell.  A device may be
+    named by a link, as below /dev/disk; so may a file, where the link is root's.
+    Raises SetupError.  Blocks as long as the store does.
+    """
+    try:
+        try:
+            fd, made = _open_existing(path), False
+        except FileNotFoundError:
+            if not make:
+                return False
+            fd, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600), True
+    except OSError as error:
+        raise SetupError(f"spill={path}: {error.strerror}; choose another path") from error
+    try:
+        if stat.S_ISBLK(os.fstat(fd).st_mode):
+            os.fchown(fd, user.uid, -1)
+        else:
+            _give_file(fd, path, user)
+    except BaseException:
+        if made:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return made
+
+
+def _open_existing(path: pathlib.Path) -> int:
+    link = path.lstat()
+    if stat.S_ISLNK(link.st_mode) and link.st_uid != 0:
+        raise SetupError(f"spill={path}: a link of another user than root; name the file itself")
+    return os.open(os.path.realpath(path), os.O_RDWR | _NO_FOLLOW)
+
+
+def _give_file(fd: int, path: pathlib.Path, user: User) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise SetupError(f"{path} is not a regular file; choose another path")
+    if (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (user.uid, user.gid, 0o600):
+        return
+    if found.st_nlink > 1:  # under its other name it may be something that is not to be given away
+        raise SetupError(f"{path} has another name as well (a hard link); remove that one")
+    os.fchmod(fd, 0o600)
+    os.fchown(fd, user.uid, user.gid)
+
+
+def _obstacle(user: User, nbdkit: str, directories: Sequence[pathlib.Path]) -> str | None:
+    if shutil.which("setpriv") is None:
+        return "setpriv is missing; install the Debian package util-linux"
+    for directory in directories:
+        if _try(user, "test", "-x", str(directory)) is not None:
+            return f"it may not enter {directory}; give it and the directories above it mode o+x"
+    plugin = str(paths.plugin())
+    said = _try(user, nbdkit, "python", plugin, "--dump-plugin")
+    if said is not None:
+        return f"it cannot load {plugin} ({said}); install swaptide where all users can read it"
+    return None
+
+
+def _try(user: User, *command: str) -> str | None:
+    """Run `command` as the user; None if it worked, else its last word."""
+    try:
+        done = subprocess.run(
+            [*prefix(user), *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_TRY_SECONDS,
+            cwd="/",
+            env=process.environment(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]

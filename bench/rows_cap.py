@@ -82,6 +82,7 @@ def _write_at_cap(
         servers.nbdkit_file(size.cap_bytes),
         servers.nbdkit_memory(),
         servers.swaptide(size.cap_bytes),
+        servers.swaptide_plain(size.cap_bytes),
     )
     with _ring(lab, size.written_bytes, contenders) as running:
         if pattern.rw == "randwrite":
@@ -110,10 +111,9 @@ def _age_log(running: ring.Ring, size: Scale) -> None:
 
     Disks that are written in place have no such debt.
     """
-    if running.ours is None:
-        return
-    running.lab.tell("overwriting swaptide's disk at random")
-    running.attempt(measure.OURS, lambda server: running.scatter_one(server, size.scatter_seconds))
+    for name in [each for each, server in running.running.items() if isinstance(server, servers.Swaptide)]:
+        running.lab.tell(f"overwriting the disk of {name} at random")
+        running.attempt(name, lambda server: running.scatter_one(server, size.scatter_seconds))
     running.notes.append("swaptide's disk was overwritten at random before, so that its log has to clean")
 
 
@@ -143,7 +143,10 @@ def _verify(
 
 def _read_spilled(row: str, title: str, lab: measure.Lab) -> Sequence[measure.Measurement]:
     size = scale(lab.plan)
-    contenders = (_FILE, servers.qemu_nbd("none"), servers.swaptide(size.cap_bytes))
+    contenders = (
+        *(_FILE, servers.qemu_nbd("none")),
+        *(servers.swaptide(size.cap_bytes), servers.swaptide_plain(size.cap_bytes)),
+    )
     with _ring(lab, size.written_bytes, contenders) as running:
         plain = _plain_file(running)
         running.each("emptying the cache of", _ebb)

@@ -19,6 +19,7 @@ from swaptide.cache import histogram
 MIB: Final = 1 << 20
 DISK: Final = "disk, direct write"
 DISK_AGAIN: Final = "disk, direct write again"
+PLAIN: Final = f"{measure.OURS}, not encrypted"
 PAGE_CACHE: Final = "page cache, sync and drop"
 AT_REST: Final = "swaptide at rest"
 FAILED: Final = {"nbdkit memory": "gives nothing back before it ends"}
@@ -83,14 +84,17 @@ def _title(what: str, sizes: Sizes) -> str:
 
 
 @contextlib.contextmanager
-def _ours(lab: measure.Lab, sizes: Sizes) -> Iterator[tuple[servers.Swaptide, pathlib.Path]]:
+def _ours(
+    lab: measure.Lab, sizes: Sizes, *, encrypt: bool = True
+) -> Iterator[tuple[servers.Swaptide, pathlib.Path]]:
     """A disk of ours and its directory.
 
     The cap has room for the disk's tables and a little more, so that nothing is spilled before its time.
     """
     with tempfile.TemporaryDirectory(dir=lab.scratch) as name:
         directory = pathlib.Path(name)
-        with servers.serve_swaptide(directory, sizes.disk, ram_bytes=sizes.disk * 9 // 8) as server:
+        ram_bytes = sizes.disk * 9 // 8
+        with servers.serve_swaptide(directory, sizes.disk, ram_bytes=ram_bytes, encrypt=encrypt) as server:
             yield server, directory
 
 
@@ -166,17 +170,18 @@ def _squeeze_under_load(
 def measure_squeeze(lab: measure.Lab) -> Sequence[measure.Measurement]:
     """Memory returned a second, nobody reading."""
     sizes = _sizes(lab)
-    with _ours(lab, sizes) as (server, directory):
+    with _ours(lab, sizes) as (server, directory), _ours(lab, sizes, encrypt=False) as (plain, _):
+        ours = {measure.OURS: server, PLAIN: plain}
 
         def one(name: str) -> float:
             if name == PAGE_CACHE:
                 return _page_cache(directory, sizes)
-            if name != measure.OURS:
+            if name not in ours:
                 return _direct(directory, sizes)
-            _fill(server, sizes, directory)
-            return _squeeze(server, sizes)
+            _fill(ours[name], sizes, directory)
+            return _squeeze(ours[name], sizes)
 
-        names = (measure.OURS, DISK, PAGE_CACHE, DISK_AGAIN)
+        names = (measure.OURS, DISK, PAGE_CACHE, PLAIN, DISK_AGAIN)
         values, failed = measure.take_turns(lab, names, lab.plan.rounds, one)
         return [_returned("squeeze", "memory returned, disk at rest", sizes, values, failed, server.notes)]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from bench import measure, memcg, process
-from swaptide.cache import face
-from swaptide.cache.errors import SetupError
+from swaptide.cache import face, keys
+from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import config, memory, paths
 
 THREADS: Final = 16  # nbdkit's default, named
@@ -168,17 +168,26 @@ def qemu_nbd(cache: str) -> Contender:
     return Contender(f"qemu-nbd {cache}", serve, f"qemu-nbd {' '.join(options)}")
 
 
+def swaptide_plain(ram_bytes: int) -> Contender:
+    """Ours without encryption of what is spilled: the difference is what that costs."""
+    serve = functools.partial(serve_swaptide, ram_bytes=ram_bytes, encrypt=False)
+    return Contender(f"{measure.OURS}, not encrypted", serve)
+
+
 def swaptide(ram_bytes: int) -> Contender:
     """Ours, with that much RAM; its state file lies where the daemon puts it."""
     return Contender(measure.OURS, functools.partial(serve_swaptide, ram_bytes=ram_bytes))
 
 
 @contextlib.contextmanager
-def serve_swaptide(directory: pathlib.Path, size_bytes: int, *, ram_bytes: int) -> Iterator[Swaptide]:
+def serve_swaptide(
+    directory: pathlib.Path, size_bytes: int, *, ram_bytes: int, encrypt: bool = True
+) -> Iterator[Swaptide]:
     """A running disk of ours; raises ContenderError if it does not start."""
     with _state_directory(directory) as place:
         state, spill = place.directory / "bench.state", directory / "bench.spill"
-        arguments = (f"size={size_bytes}", f"ram={ram_bytes}", f"state={state}", f"spill={spill}")
+        sizes = (f"size={size_bytes}", f"ram={ram_bytes}")
+        arguments = (*sizes, f"state={state}", f"spill={spill}", f"encrypt={'yes' if encrypt else 'no'}")
         command = [
             "nbdkit",
             "-f",
@@ -195,6 +204,11 @@ def serve_swaptide(directory: pathlib.Path, size_bytes: int, *, ram_bytes: int) 
             yield Swaptide(pid, socket, (spill,), (f"swaptide's state file is on {where}",), state)
 
 
+def _forget_key(state: pathlib.Path) -> None:
+    with contextlib.suppress(StateError, OSError), face.StateFace(state) as disk:
+        keys.erase(disk.identity.disk_id)
+
+
 @contextlib.contextmanager
 def _state_directory(directory: pathlib.Path) -> Iterator[memory.Memory]:
     """A directory for state files, made by the daemon's own code; given back in the end."""
@@ -208,6 +222,7 @@ def _state_directory(directory: pathlib.Path) -> Iterator[memory.Memory]:
         yield place
     finally:
         for path in place.directory.glob("*.state"):
+            _forget_key(path)
             path.unlink()
         memory.release(place)
 

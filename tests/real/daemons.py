@@ -19,6 +19,8 @@ from typing import Any
 import nbd
 import pytest
 
+from swaptide.host import config
+
 COMMAND = [sys.executable, "-P", "-m", "swaptide.host.cli"]
 SIZE = 64 << 20
 WAIT_SECONDS = 20.0
@@ -91,7 +93,10 @@ class Daemon:
     def wait_running(self, name: str = "g1", not_pid: int | None = None) -> dict[str, Any]:
         """The report of a disk once another process than `not_pid` serves it."""
         wait_for(
-            lambda: (shown := self.show(name))["state"] == "running" and shown["pid"] != not_pid,
+            lambda: (
+                (shown := self.show(name))["state"] in ("running", "unstable")
+                and shown["pid"] not in (None, not_pid)
+            ),
             self.log.read_text,
         )
         return self.show(name)
@@ -118,10 +123,18 @@ class Daemon:
 def directory() -> Iterator[pathlib.Path]:
     """A short path on a real file system, for sockets and for direct I/O."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="swaptide-test-", dir="/var/tmp"))
+    root.chmod(0o711)  # so that nbdkit finds its way as another user
     try:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def config_of(root: pathlib.Path) -> config.Config:
+    """The configuration of a daemon below `root` with the defaults of a host."""
+    file = root / "defaults.toml"
+    file.write_text(f"state_dir = {json.dumps(str(root / 'state'))}\nspill_dir = {json.dumps(str(root))}\n")
+    return config.load(file, root / "run")
 
 
 @contextlib.contextmanager
@@ -146,6 +159,35 @@ def client(report: dict[str, Any], export: str | None = None) -> Iterator[nbd.NB
         yield handle
     finally:
         handle.shutdown()
+
+
+def uid_of(pid: int) -> int:
+    """The user that a process runs as."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("Uid:")).split()[2])
+
+
+def as_user(uid: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as another user, or as ourselves."""
+    prefix = [] if uid == os.geteuid() else ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    return subprocess.run(
+        [*prefix, *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_SECONDS,
+        cwd="/",
+    )
+
+
+def has_key(disk_id: str, uid: int) -> bool:
+    """Whether a disk's key is in that user's keyring."""
+    done = as_user(
+        uid, sys.executable, "-P", "-c", f"from swaptide.cache import keys; keys.find({disk_id!r})"
+    )
+    assert done.returncode == 0 or "is not in the keyring of user" in done.stderr, done.stderr
+    return done.returncode == 0
 
 
 def wait_for(condition: Callable[[], bool], why: Callable[[], str] = str) -> None:

@@ -4,6 +4,7 @@ The model is a bytearray.  Requests in flight never share a byte, but often shar
 answer is known exactly.  One thread; the seed decides everything but the timing.
 """
 
+import contextlib
 import dataclasses
 import random
 import select
@@ -17,12 +18,13 @@ MAX_REQUEST = 1 << 20
 
 @dataclasses.dataclass
 class Request:
-    """One request in flight: bytes [start, end)."""
+    """One request in flight: bytes [start, end).  `before` is what a change replaces."""
 
     kind: str
     start: int
     end: int
     expected: bytes = b""
+    before: bytes = b""
     buffer: object = None
     cookie: int = -1
 
@@ -54,8 +56,10 @@ class Driver:
         self.weights = {"read": 40, "write": 45, "trim": 8, "zero": 7}
         self.model = bytearray(size)
         self.counts = dict.fromkeys(self.weights, 0)
+        self.connections = connections
         self._noise = self.random.randbytes(MAX_REQUEST + PAGE)
         self._flying: dict[int, list[Request]] = {}
+        self._unsettled: list[Request] = []
         self._handles = [self._connect(uri) for _ in range(connections)]
 
     def _connect(self, uri: str) -> "nbd.NBD":
@@ -79,6 +83,37 @@ class Driver:
             self._collect()
         self.drain()
 
+    def run_until_dead(self, requests: int, every: Callable[[int], None] | None = None) -> bool:
+        """`run`, but for at most `requests`; True if the server went away in the middle."""
+        try:
+            self.run(requests, every)
+        except nbd.Error:
+            return True
+        return False
+
+    def resume(self, uri: str) -> None:
+        """Go on with the successor of a server that died.
+
+        What was in flight was done or not, one after the other page; whichever it was, it stays that way.
+        Raises WrongByte where it is neither.
+        """
+        self._unsettled += [r for flying in self._flying.values() for r in flying if r.kind != "read"]
+        self._flying = {}
+        self._handles = [self._connect(uri) for _ in range(self.connections)]
+        while self._unsettled:  # kept until it is looked at: this one may die as well
+            self._settle(self._unsettled[0])
+            del self._unsettled[0]
+
+    def _settle(self, request: Request) -> None:
+        at = request.start
+        while at < request.end:
+            end = min(request.end, at - at % PAGE + PAGE)
+            got = bytes(self._handles[0].pread(end - at, at))
+            if got != request.before[at - request.start : end - request.start]:
+                self._compare(at, got, self.model[at:end])
+            self.model[at:end] = got
+            at = end
+
     def drain(self) -> None:
         """Wait for everything in flight."""
         while any(self._flying.values()):
@@ -92,9 +127,10 @@ class Driver:
             self._compare(start, handle.pread(count, start), self.model[start : start + count])
 
     def close(self) -> None:
-        """Say goodbye on every connection."""
+        """Say goodbye on every connection whose server lives."""
         for handle in self._handles:
-            handle.shutdown()
+            with contextlib.suppress(nbd.Error):
+                handle.shutdown()
         self._handles = []
 
     # Drawing a request.
@@ -143,6 +179,9 @@ class Driver:
     def _issue(self, handle: "nbd.NBD", request: Request) -> None:
         count = request.end - request.start
         self.counts[request.kind] += 1
+        self._flying[id(handle)].append(request)
+        if request.kind != "read":
+            request.before = bytes(self.model[request.start : request.end])
         if request.kind == "read":
             request.expected = bytes(self.model[request.start : request.end])
             request.buffer = nbd.Buffer(count)
@@ -159,7 +198,6 @@ class Driver:
             else:
                 flags = self.random.choice((0, nbd.CMD_FLAG_NO_HOLE))
                 request.cookie = handle.aio_zero(count, request.start, flags=flags)
-        self._flying[id(handle)].append(request)
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -186,7 +224,7 @@ class Driver:
     def _collect(self) -> None:
         for handle in self._handles:
             flying = self._flying[id(handle)]
-            for request in [r for r in flying if handle.aio_command_completed(r.cookie)]:
+            for request in [r for r in flying if r.cookie >= 0 and handle.aio_command_completed(r.cookie)]:
                 flying.remove(request)
                 if request.kind == "read":
                     assert isinstance(request.buffer, nbd.Buffer)

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from swaptide.cache import face, spillfile
+from swaptide.cache import face, keys, spillfile
 from swaptide.cache.errors import StateError
 
 PLUGIN = pathlib.Path(face.__file__).parents[1] / "nbdkit_plugin" / "plugin.py"
 START_SECONDS = 20.0
+
+
+class Ended(RuntimeError):
+    """nbdkit ended before it served; str() has its own words."""
 
 
 class Server:
@@ -31,6 +35,8 @@ class Server:
         self.log = directory / "nbdkit.log"
         self.parameters = parameters
         self.threads = 16
+        self.plugin = PLUGIN
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,19 +56,22 @@ class Server:
         if self.state is not None:
             arguments.append(f"state={self.state}")
         start = ["nbdkit", "-f", "-t", str(self.threads), "-U", str(self.socket)]
-        return [*start, "python", str(PLUGIN), *arguments]
+        return [*start, "python", str(self.plugin), *arguments]
 
     def start(self) -> None:
         """Start and wait until it serves; fails with nbdkit's own words."""
         self.socket.unlink(missing_ok=True)
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                self.command(), stdout=output, stderr=output, env=bare_environment()
+                self.command(),
+                stdout=output,
+                stderr=output,
+                env={**bare_environment(), **self.environment},
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._is_up():
             if self.process.poll() is not None:
-                raise RuntimeError(f"nbdkit ended with {self.process.returncode}: {self.log.read_text()}")
+                raise Ended(f"nbdkit ended with {self.process.returncode}: {self.log.read_text()}")
             if time.monotonic() > deadline:
                 self.stop(signal.SIGKILL)
                 raise RuntimeError(f"nbdkit does not serve: {self.log.read_text()}")
@@ -96,11 +105,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(directory: pathlib.Path, named_state: bool = True, **parameters: str) -> Iterator[Server]:
+def serving(
+    directory: pathlib.Path, named_state: bool = True, plugin: pathlib.Path = PLUGIN, **parameters: str
+) -> Iterator[Server]:
     """A running server with these plugin parameters (`swap_label` means swap-label); cleaned up after."""
     server = Server(
         directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state
     )
+    server.plugin = plugin
     try:
         server.start()
         yield server
@@ -117,6 +129,7 @@ def _release_spill(server: Server) -> None:
     """A disk whose state file has a name keeps its spill file; here nobody will serve it again."""
     with contextlib.suppress(OSError, StateError), server.face() as disk:
         disk_id = disk.identity.disk_id
+        keys.erase(disk_id)
         spillfile.release(spillfile.DEFAULT_DIRECTORY / f"swaptide-{disk_id}.spill", disk_id)
 
 

@@ -225,7 +225,7 @@ def test_real_qemu_takes_the_snippet(daemon: daemons.Daemon) -> None:
 def test_memory_comes_in_huge_pages_and_the_tables_do_not(daemon: daemons.Daemon) -> None:
     """On a tmpfs of the daemon's own; what is in RAM is counted by the blocks of the state file alone."""
     memory = pathlib.Path(daemon.add()["state_file"]).parent
-    if not os.path.ismount(memory):
+    if not any(map(os.path.ismount, (memory, memory.parent))):
         pytest.skip("the daemon may not mount a tmpfs here")
     report = daemon.show()
     assert report["ram_bytes"] % (2 * MIB) < MIB  # whole segments, and a few KiB of tables

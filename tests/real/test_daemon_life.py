@@ -57,6 +57,49 @@ def test_killed_disk_is_back_within_a_second_with_its_data(daemon: daemons.Daemo
     assert (after["id"], after["socket"]) == (before["id"], before["socket"])
 
 
+def test_restart_changes_the_process_and_nothing_else(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    write(before)
+    said = daemon.ok("disk", "restart", "g1")
+    after = daemon.show()
+    assert after["pid"] != before["pid"] and f"pid {after['pid']}" in said
+    assert (after["id"], after["socket"], after["state"]) == (before["id"], before["socket"], "running")
+    check(after)
+    # It was wanted: nobody is told of a process that died.
+    assert f"nbdkit (pid {before['pid']}) ended" not in daemon.log.read_text()
+
+
+def test_restart_of_a_disk_that_does_not_run_is_refused(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    state = pathlib.Path(before["state_file"])
+    daemon.stop()
+    os.kill(before["pid"], signal.SIGKILL)
+    time.sleep(0.2)
+    with open(state, "r+b") as file:
+        file.write(b"garbage!")
+    daemon.start()
+    done = daemon.run("disk", "restart", "g1")
+    assert done.returncode == 1 and "does not run" in done.stderr
+    assert state.read_bytes()[:8] == b"garbage!"  # refused, and left alone
+
+
+def test_removal_forgets_the_key(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    assert report["encrypt"] is True
+    uid = daemons.uid_of(report["pid"])
+    assert daemons.has_key(report["id"], uid)
+    daemon.ok("disk", "rm", "g1")
+    assert not daemons.has_key(report["id"], uid)
+
+
+def test_an_unencrypted_disk_has_no_key(daemon: daemons.Daemon) -> None:
+    report = daemon.add("g1", "--encrypt", "no")
+    assert report["encrypt"] is False
+    write(report)
+    assert not daemons.has_key(report["id"], daemons.uid_of(report["pid"]))
+    check(daemon.show())
+
+
 def test_next_daemon_adopts_what_is_healthy(daemon: daemons.Daemon) -> None:
     before = daemon.add()
     write(before)

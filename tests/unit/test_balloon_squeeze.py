@@ -21,7 +21,7 @@ class Plugin:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         identity = layout.IDENTITY.pack(
-            layout.MAGIC, layout.FORMAT_VERSION, geometry.SEGMENT_BYTES, 1 << 30, uuid.uuid4().bytes, b"g1"
+            layout.MAGIC, layout.FORMAT_VERSION, geometry.SEGMENT_BYTES, 1 << 30, uuid.uuid4().bytes, b"g1", 0
         )
         path.write_bytes(identity.ljust(geometry.DIRECTORY_OFFSET, b"\0"))
 

@@ -11,7 +11,6 @@ import pytest
 
 from swaptide.cache import engine, face, geometry, movers, statefile
 from swaptide.cache.errors import BusyError, SetupError
-from swaptide.cache.moves import Moves
 
 PAGE = 4096
 SIZE = 64 << 20
@@ -83,7 +82,7 @@ class Overwriter:
 def test_a_lost_write_is_an_error_not_what_lay_there_before(disk: Disk, tmp_path: pathlib.Path) -> None:
     """Two segments in one disk slot, one after the other; the drive drops the write of the second."""
     made = disk.prepare(64 << 20)
-    moves = Moves(made.log, made.segments, movers.SPILLERS)
+    moves = made.moves
     made.segments.set_budget(1 << 40, 0)
     made.segments.populate_now(12)
     pieces = geometry.PIECES_PER_SEGMENT
@@ -224,8 +223,8 @@ def test_tables_do_not_grow_past_the_target(disk: Disk) -> None:
 
 def test_of_two_who_make_one_disk_the_second_harms_nothing(disk: Disk, tmp_path: pathlib.Path) -> None:
     limits = face.Limits(FLOOR, FLOOR, FLOOR)
-    late = statefile.create(disk.state, SIZE, "late", limits)
-    first = statefile.create(disk.state, SIZE, "first", limits)
+    late = statefile.create(disk.state, SIZE, "late", limits, encrypted=False)
+    first = statefile.create(disk.state, SIZE, "first", limits, encrypted=False)
     first.publish()
     with pytest.raises(BusyError, match="meanwhile"):
         late.publish()

@@ -22,7 +22,7 @@ def test_command_line_wins_over_file(tmp_path: pathlib.Path) -> None:
 
 def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('state_dir = "/a \\"b\\"\\\\c"\nmemory_dir = "/m"\nnbdkit = "/opt/nbdkit"\n')
+    file.write_text('state_dir = "/a \\"b\\"\\\\c"\nmemory_dir = "/m"\nnbdkit = "/opt/nbdkit"\nuser = "7"\n')
     first = config.load(file, pathlib.Path("/r"))
     file.write_text(first.as_toml())
     assert config.load(file, None) == first
@@ -39,6 +39,8 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("threads = " + "[" * 5000, "TOML"),
         ("threads = 99999999999999999999", "threads"),
         ("nbdkit = ''", "nbdkit"),
+        ("user = ''", "user"),
+        ("user = 7", "user"),
         ("run_dir = ''", "run_dir"),
         ('run_dir = "/a\\u0000b"', "run_dir"),
         ("#" * (1 << 20) + "#", "longer"),

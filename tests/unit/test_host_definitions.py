@@ -17,6 +17,7 @@ DISK = definitions.Definition(
     floor_bytes=20 << 20,
     weight=100,
     compress="lz4",
+    encrypt=True,
     swap_label=None,
     spill_path="/s/g1.spill",
     spill_chosen=False,

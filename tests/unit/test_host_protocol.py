@@ -7,7 +7,7 @@ from swaptide.cache import errors
 from swaptide.host import protocol
 
 REQUESTS = [
-    protocol.Add("g1", 1 << 30, 1 << 28, swap_label="x", force=True),
+    protocol.Add("g1", 1 << 30, 1 << 28, swap_label="x", socket_owner="u", force=True),
     protocol.List(),
     protocol.Show("g1"),
     protocol.Set("g1", ram_bytes=1),

@@ -24,11 +24,27 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
 
 def test_every_parameter_reaches_its_field() -> None:
     settings = engine.Settings()
-    given = {"size": "1G", "ram": "256M", "floor": "64M", "name": "g1", "swap-label": "L", "force": "yes"}
+    given = {
+        "size": "1G",
+        "ram": "256M",
+        "floor": "64M",
+        "name": "g1",
+        "swap-label": "L",
+        "force": "yes",
+        "encrypt": "no",
+    }
     for key, value in {**given, "compress": "lz4", "state": "/dev/shm/s", "spill": "/var/tmp/s"}.items():
         settings = parameters.apply(settings, key, value)
     assert settings == engine.Settings(
-        1 << 30, 256 << 20, 64 << 20, "g1", pathlib.Path("/dev/shm/s"), pathlib.Path("/var/tmp/s"), "L", True
+        size_bytes=1 << 30,
+        ram_bytes=256 << 20,
+        floor_bytes=64 << 20,
+        name="g1",
+        state=pathlib.Path("/dev/shm/s"),
+        spill=pathlib.Path("/var/tmp/s"),
+        swap_label="L",
+        encrypt=False,
+        force=True,
     )
 
 

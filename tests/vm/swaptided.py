@@ -52,6 +52,7 @@ class Daemon:
 
     def __enter__(self) -> Self:
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="swaptide-vm-", dir=PLACE))
+        self.root.chmod(0o711)  # a daemon of root has its disks served by another user
         self.run_dir = self.root / "run"
         try:
             self.start()

@@ -66,3 +66,20 @@ def test_qmp_and_a_guest_that_ends_early(accelerator: str) -> None:
         with pytest.raises(machine.GuestError):
             guest.finish(20)
     assert not guest.is_running()
+
+
+def test_swap_on_zram_holds_compressible_work(accelerator: str) -> None:
+    """What the benchmark compares with: the same checked work, packed in the guest's own memory."""
+    work: dict[str, str | int] = {
+        "swap": "zram",
+        "zram": "lzo-rle",
+        "zram_mib": 192,
+        "mib": 144,
+        "compress": 95,
+    }
+    with machine.Machine(machine.Spec(accelerator, memory_mib=128, work={**work, "rounds": 1})) as guest:
+        packed = guest.wait_for(lambda r: r.kind == "ZRAM", "figures of zram", 120)
+        result = guest.finish(60)
+    assert (result.wrong, result.died, guest.trouble) == (0, 0, [])
+    assert result.pswpout > 0
+    assert 2 < packed.number("orig") / packed.number("used") < 5

@@ -5,7 +5,9 @@ killed or taken over.  One guest at a time.
 """
 
 import contextlib
+import random
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +16,8 @@ from tests.vm import machine, report, swaptided
 
 MIB = 1 << 20
 PHASE_SECONDS = 180.0
+# The longest that a guest may wait for a disk whose process was killed.
+PAUSE_SECONDS = 3.0
 DISK = "g1"
 
 pytestmark = pytest.mark.guest
@@ -157,6 +161,56 @@ def test_ended_backend_loses_no_page(daemon: swaptided.Daemon, accelerator: str,
         assert daemon.show(DISK)["ram_bytes"] <= 50 * MIB
         stop_and_judge(guest)
     assert_spilled(daemon)
+
+
+def requests(daemon: swaptided.Daemon) -> int:
+    """What the disk was asked for so far; the count is in the state file and outlives its process."""
+    shown = daemon.show(DISK)
+    return int(shown["reads"]) + int(shown["writes"])
+
+
+def pause_of_kill(daemon: swaptided.Daemon) -> float:
+    """Kill the nbdkit; seconds until its successor has answered a request of the guest."""
+    begun = time.monotonic()
+    replace_backend(daemon, signal.SIGKILL)
+    done = requests(daemon)
+    while requests(daemon) == done:
+        if time.monotonic() - begun > PHASE_SECONDS:
+            raise AssertionError(f"the guest asks for nothing any more: {daemon.log_tail()}")
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_backend_killed_at_random_in_a_swap_storm(
+    daemon: swaptided.Daemon, accelerator: str, kills: int
+) -> None:
+    draw = random.Random(kills)
+    daemon.add(DISK, size="512M", ram="96M")
+    with working_guest(daemon, accelerator, memory_mib=128, work_mib=192, workers=2, rewrite=50) as guest:
+        guest.wait_numbers(lambda n: n.pswpout > 10_000, "pages on their way out", PHASE_SECONDS)
+        pauses = []
+        for _ in range(kills):
+            pauses.append(pause_of_kill(daemon))
+            for _ in guest.reports(draw.uniform(0.1, 1.5)):
+                pass
+        wait_checked(guest, 10_000)
+        stop_and_judge(guest)
+    print(f"pauses after {kills} kills: longest {max(pauses):.2f} s")
+    assert max(pauses) < PAUSE_SECONDS
+
+
+@pytest.mark.long
+def test_restart_in_a_swap_storm(daemon: swaptided.Daemon, accelerator: str) -> None:
+    """An upgrade: the same state under a new process, and the guest notices nothing."""
+    daemon.add(DISK, size="512M", ram="96M")
+    with working_guest(daemon, accelerator, memory_mib=128, work_mib=192, workers=2) as guest:
+        guest.wait_numbers(lambda n: n.pswpout > 10_000, "pages on their way out", PHASE_SECONDS)
+        for _ in range(3):
+            before = daemon.show(DISK)["pid"]
+            daemon.command("disk", "restart", DISK)
+            assert daemon.show(DISK)["pid"] != before
+            wait_checked(guest, 5_000)
+        stop_and_judge(guest)
 
 
 @pytest.mark.long

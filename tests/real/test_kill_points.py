@@ -1,0 +1,68 @@
+"""A process that dies between any two stores that matter: the next one serves every byte that was promised.
+
+Each named place of the core (points.py) is died at, the first time it is reached and later on, in the
+middle of a random load with the cap at its floor, so that every mover works.
+"""
+
+import pathlib
+import signal
+
+import pytest
+
+from swaptide.cache import geometry
+from tests.real import driver, points, server
+
+SIZE = 64 << 20
+FLOOR = geometry.of_size(SIZE).working_minimum_bytes
+COUNTS = (1, 40)
+LOAD = 3_000
+
+
+def names() -> list[str]:
+    """Checked here, so that a place that was renamed cannot silently drop out."""
+    found = points.names()
+    assert len(found) == len(set(found)) >= 25
+    return found
+
+
+def die_at(disk: server.Server, place: str, count: int) -> None:
+    disk.stop(signal.SIGKILL)
+    disk.environment = {"SWAPTIDE_DAWDLE": "no", "SWAPTIDE_DIE_AT": f"{place}:{count}"}
+    disk.start()
+
+
+def move_cap(disk: server.Server, number: int) -> None:
+    """The cap goes up and down, so that memory is given back as well."""
+    if number % 300 == 299:
+        cap = FLOOR if number % 600 == 599 else FLOOR + (24 << 20)
+        with disk.face() as face:
+            face.set_limits(cap_bytes=cap, target_bytes=cap)
+
+
+@pytest.mark.parametrize("place", names())
+def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None:
+    died = 0
+    parameters = {"size": str(SIZE), "ram": str(FLOOR), "spill": str(tmp_path / "spill")}
+    with server.serving(tmp_path, True, points.plugin(), **parameters) as disk:
+        load = driver.Driver(disk.uri, SIZE, seed=len(place), connections=2)
+        for count in COUNTS:  # the first time on an empty disk, whose tables still grow
+            load.close()
+            die_at(disk, place, count)
+            load.resume(disk.uri)
+            if load.run_until_dead(LOAD, lambda number: move_cap(disk, number)):
+                assert disk.process is not None and disk.process.wait(10) == -signal.SIGKILL
+                died += 1
+                disk.process = None
+            else:
+                load.close()
+                disk.stop(signal.SIGKILL)
+            disk.environment = {}
+            disk.start()
+            load.resume(disk.uri)
+            load.check_all()
+            load.run(1_000)  # more than fits into RAM: next time there is something to lose everywhere
+        load.check_all()
+        load.close()
+        with disk.face() as face:
+            assert server.fresh_counters(face)["spill_read_errors"] == 0
+    assert died > 0, f"{place} was never reached"

@@ -1,0 +1,197 @@
+"""`make torture`: a disk that is killed, squeezed and denied its store, under a random load with a model.
+
+One thread loads and compares; a timer thread kills.  Prints what it did; the exit status is 0 only if every
+byte was right.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import random
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from typing import Final
+
+ROOT: Final = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import nbd  # noqa: E402
+
+from swaptide.cache import geometry  # noqa: E402
+from tests.real import driver, points, server  # noqa: E402
+
+SIZE: Final = 96 << 20
+FLOOR: Final = geometry.of_size(SIZE).working_minimum_bytes
+CAPS: Final = (FLOOR, FLOOR, 32 << 20, 64 << 20, 160 << 20)
+# Requests between two kills, at most; a kill by time comes much earlier.
+LOAD: Final = 20_000
+CHECK_EVERY: Final = 5
+RANDOM: Final = "at a random moment"
+UNLIMITED: Final = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+@dataclasses.dataclass
+class Story:
+    """What was done so far."""
+
+    kills: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    cap_changes: int = 0
+    write_faults: int = 0
+    full_checks: int = 0
+    longest_pause: float = 0.0
+
+    def told(self, load: driver.Driver, counters: dict[str, int]) -> str:
+        """One paragraph."""
+        by_place = sum(count for place, count in self.kills.items() if place != RANDOM)
+        reached = len([place for place in self.kills if place != RANDOM])
+        return (
+            f"{sum(self.kills.values())} kills ({self.kills['at a random moment']} at random moments,"
+            f" {by_place} at {reached} of {len(points.names())} named places),"
+            f" {self.cap_changes} cap changes, {self.write_faults} times no write to the store,"
+            f" requests {load.counts}, {self.full_checks} checks of the whole disk;"
+            f" spilled {counters['spill_written_bytes'] >> 20} MiB,"
+            f" {counters['spill_write_errors']} writes failed,"
+            f" {counters['cleaned_segments']} segments cleaned,"
+            f" {counters['misses']} pages read back; longest time away {self.longest_pause:.2f} s"
+        )
+
+
+class Torture:
+    """One disk and its load."""
+
+    def __init__(self, disk: server.Server, seed: int) -> None:
+        self.disk = disk
+        self.random = random.Random(seed)
+        self.story = Story()
+        self.load = driver.Driver(disk.uri, SIZE, seed=seed, connections=2)
+
+    def cycle(self, number: int) -> None:
+        """Load until the next death, and go on with the successor.  Raises WrongByte."""
+        place = self._place()
+        timer = threading.Timer(self.random.uniform(0.05, 1.5), self._kill)
+        if place is None:
+            timer.start()
+        try:
+            died = self.load.run_until_dead(LOAD, self._trouble)
+        finally:
+            timer.cancel()
+        if died:
+            self._count_death(place)
+        else:
+            self.load.close()
+        self._restart()
+        if number % CHECK_EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Compare the whole disk, however often the process dies of it."""
+        while True:
+            try:
+                self.load.check_all()
+                break
+            except nbd.Error:
+                self._count_death(self._place())
+                self._restart()
+        self.story.full_checks += 1
+
+    def _count_death(self, place: str | None) -> None:
+        self.story.kills[place or RANDOM] += 1
+
+    def _place(self) -> str | None:
+        """Where the process is to die, if that is known."""
+        wanted = self.disk.environment.get("SWAPTIDE_DIE_AT")
+        return wanted.rpartition(":")[0] if wanted else None
+
+    def _kill(self) -> None:
+        process = self.disk.process
+        if process is not None:
+            process.send_signal(signal.SIGKILL)
+
+    def _restart(self) -> None:
+        while not self._started():
+            self._count_death(self._place())
+
+    def _started(self) -> bool:
+        """Start a successor; False if it died before all that was in flight was looked at."""
+        self.disk.stop(signal.SIGKILL)
+        self.disk.environment = {"SWAPTIDE_DAWDLE": self.random.choice(("no", "no", "yes"))}
+        if self.random.random() < 0.6:
+            place, count = self.random.choice(points.names()), int(10 ** self.random.uniform(0, 3.5))
+            self.disk.environment["SWAPTIDE_DIE_AT"] = f"{place}:{count}"
+        begun = time.monotonic()
+        try:
+            self.disk.start()
+            self.load.resume(self.disk.uri)
+        except (server.Ended, nbd.Error):
+            return False
+        self.story.longest_pause = max(self.story.longest_pause, time.monotonic() - begun)
+        return True
+
+    def _trouble(self, number: int) -> None:
+        if number % 400 == 399:
+            cap = self.random.choice(CAPS)
+            with self.disk.face() as face:
+                face.set_limits(cap_bytes=cap, target_bytes=cap)
+            self.story.cap_changes += 1
+        if number % 1500 == 1499:
+            self._deny_writes()
+
+    def _deny_writes(self) -> None:
+        """For a moment every write to the spill file fails (EFBIG), reads work."""
+        process = self.disk.process
+        if process is None or process.poll() is not None:
+            return
+        try:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            time.sleep(self.random.uniform(0.01, 0.2))
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, UNLIMITED)
+        except ProcessLookupError:
+            return
+        self.story.write_faults += 1
+
+
+def run(kills: int, seed: int, disk: server.Server) -> str:
+    """Torture `disk` until it was killed `kills` times; returns the story.  Raises WrongByte."""
+    tortured = Torture(disk, seed)
+    shows = sys.stderr.isatty()
+    number = 0
+    while sum(tortured.story.kills.values()) < kills:
+        number += 1
+        tortured.cycle(number)
+        if shows or number % 20 == 0:
+            done = sum(tortured.story.kills.values())
+            print(f"{done} of {kills} kills", end="\r" if shows else "\n", file=sys.stderr, flush=True)
+    tortured.check()
+    tortured.load.close()
+    with disk.face() as face:
+        return tortured.story.told(tortured.load, server.fresh_counters(face))
+
+
+def main() -> int:
+    """The command; exit status 1 with the first wrong byte."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=200, help="how often the process dies")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="what decides everything but timing"
+    )
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="swaptide-torture-", dir="/var/tmp") as name:
+        directory = pathlib.Path(name)
+        parameters = {"size": str(SIZE), "ram": "64M", "spill": str(directory / "spill")}
+        with server.serving(directory, True, points.plugin(), **parameters) as disk:
+            try:
+                print(f"verdict: ok, wrong bytes 0; {run(options.kills, options.seed, disk)}")
+            except driver.WrongByte as error:
+                print(f"verdict: FAILED, {error}; again with --seed {options.seed}")
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -557,11 +557,11 @@ def test_a_file_that_is_cut_short(tmp_path: pathlib.Path, encrypt: str) -> None:
         guest.fill()
         squeeze(disk)
         at = homes(disk)
+        # What is in RAM as well is right until its RAM is given back: nobody looks at its copy then.
+        doomed = set(homes(disk, WRITING, CLEAN, DISK))
         cut = offset_of(9) + 77 * STRIDE + 1000
         os.truncate(spill, cut)
         gone = {page for page, home in at.items() if home.offset + STRIDE > cut}
-        # What is in RAM as well is right until its RAM is given back: nobody looks at its copy then.
-        doomed = gone | set(homes(disk, WRITING, CLEAN))
         assert guest.lost() == gone and gone
         # What is written from now on makes the file grow again.
         overwrite(guest, 8_000)

@@ -14,6 +14,7 @@ cdef enum:
     SEGMENT_BYTES = 2097152
     PIECES = 508            # geometry.PIECES_PER_SEGMENT
     RMAP_OFFSET = 2080768   # PIECES * PAGE_BYTES: the reverse map lies behind the pages in RAM
+    TABLE_PIECE_PAGES = 512  # page entries in one 4 KiB table piece
 
 cdef enum:
     ABSENT = 0

@@ -29,13 +29,20 @@ def protect(mapping: Mapping, *, may_be_swapped: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # Keys and guest pages: neither a core dump nor a debugger of the same user may see them.
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
-    # Allocating must not wait for pages to be written to a disk that waits for us.
-    # Under the daemon it is inherited: an unprivileged user may not set it.
-    if libc.prctl(_GET_IO_FLUSHER, 0, 0, 0, 0) != 1 and libc.prctl(_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
-        log.info("not marked as an I/O flusher reason=%r", os.strerror(ctypes.get_errno()))
+    mark_io_flusher()
     _lower_oom_score()
     if may_be_swapped:
         _lock(mapping)
+
+
+def mark_io_flusher() -> None:
+    """Allocating must not wait for pages to be written to a disk that waits for us.
+
+    Children inherit it: a daemon of root marks itself, since an unprivileged user may not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_GET_IO_FLUSHER, 0, 0, 0, 0) != 1 and libc.prctl(_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        log.info("not marked as an I/O flusher reason=%r", os.strerror(ctypes.get_errno()))
 
 
 def host_has_swap(proc: pathlib.Path = _PROC) -> bool:

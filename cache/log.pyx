@@ -37,6 +37,7 @@ from swaptide.cache.entry cimport (
     PIECES,
     RMAP_OFFSET,
     SAME,
+    TABLE_PIECE_PAGES,
     disk_of,
     index_of,
     kind_of,
@@ -70,7 +71,6 @@ from swaptide.cache.words cimport (
 
 cdef enum:
     PAGE_MASK = 4095
-    TABLE_PIECE_PAGES = 512     # page entries in one 4 KiB table piece
 
 
 cdef class Log:

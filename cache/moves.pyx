@@ -22,6 +22,7 @@ from swaptide.cache.entry cimport (
     PIECES,
     RMAP_OFFSET,
     SEGMENT_BYTES,
+    TABLE_PIECE_PAGES,
     disk_of,
     index_of,
     kind_of,
@@ -52,7 +53,6 @@ from swaptide.cache.words cimport (
 
 cdef enum:
     MAX_SPILLERS = 16
-    TABLE_PIECE_PAGES = 512     # page entries in one 4 KiB table piece
 
 
 cdef class Moves:

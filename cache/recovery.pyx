@@ -23,6 +23,7 @@ from swaptide.cache.entry cimport (
     RMAP_OFFSET,
     SAME,
     SEGMENT_BYTES,
+    TABLE_PIECE_PAGES,
     WRITING,
     disk_of,
     index_of,
@@ -49,7 +50,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     SEGMENTS_PER_PIECE = 128    # entries in one 4 KiB piece of a table
-    ENTRIES_PER_PIECE = 512
     # No clock gets here by itself: a billion writes a second would take a century.
     CLOCK_LIMIT = 0x4000000000000000
     # More than the writes of 8 PiB.
@@ -211,7 +211,7 @@ def _recount(Segments segments):
     with nogil:
         while page < segments.map.pages and not bad:
             if not segments.map.page_ready(page):
-                page = (page | (ENTRIES_PER_PIECE - 1)) + 1
+                page = (page | (TABLE_PIECE_PAGES - 1)) + 1
                 continue
             entry = segments.map.page_table[page]
             if kind_of(entry) == PIECE:

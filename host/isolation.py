@@ -4,7 +4,6 @@ The user is chosen and tried once, at the daemon's start.  What lies in the user
 trusted: nothing here follows a link that this user could have made.
 """
 
-import ctypes
 import dataclasses
 import logging
 import os
@@ -16,6 +15,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 
+from swaptide.cache import guard
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config, paths, process
 
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 _PREFERRED = ("swaptide", "nobody")
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TRY_SECONDS = 30.0
-_PR_SET_IO_FLUSHER = 57
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +88,7 @@ def lend_privileges() -> None:
     except (OSError, ValueError) as error:
         log.info("memory locking stays limited reason=%r", str(error))  # nbdkit warns where it matters
     # Good for the daemon as well: it must not wait for memory behind a disk that it has to restart.
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
-        log.info("not marked as an I/O flusher reason=%r", os.strerror(ctypes.get_errno()))
+    guard.mark_io_flusher()
 
 
 def give_state(path: pathlib.Path, user: User) -> None:

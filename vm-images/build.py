@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 HERE: Final = pathlib.Path(__file__).resolve().parent
@@ -212,21 +212,42 @@ def stop(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def main() -> int:
-    """Build what is missing and print the image's directory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--refresh", action="store_true", help="fetch the newest kernel again")
+def command(
+    description: str | None,
+    what: str,
+    refresh: str,
+    make: Callable[[bool], pathlib.Path],
+    *expected: type[Exception],
+) -> int:
+    """The command line of a recipe: print the directory that `make` yields, or why there is none.
+
+    `make` is told whether --refresh was given, whose help is `refresh`; of the `expected` errors,
+    as of what every recipe raises, one line is told.  Returns the exit status.
+    """
+    told: tuple[type[Exception], ...] = (BuildError, OSError, subprocess.SubprocessError, *expected)
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
+    parser.add_argument("--refresh", action="store_true", help=refresh)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     try:
-        with only_one():
-            print(build_image(fetch_kernel(options.refresh)))
-    except (BuildError, OSError, subprocess.SubprocessError) as error:
-        print(f"guest image: {error}", file=sys.stderr)
+        print(make(options.refresh))
+    except told as error:
+        print(f"{what}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def ensure(refresh: bool) -> pathlib.Path:
+    """The image's directory; raises BuildError, OSError or SubprocessError."""
+    with only_one():
+        return build_image(fetch_kernel(refresh))
+
+
+def main() -> int:
+    """Build what is missing and print the image's directory."""
+    return command(__doc__, "guest image", "fetch the newest kernel again", ensure)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,11 @@ for newer packages with `--refresh`.  Prints the directory, which holds `vmlinuz
 meant to be mounted read-only) and `manifest.json`.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
 import sys
 from typing import Final
 
@@ -136,18 +133,7 @@ def ensure(refresh: bool = False) -> pathlib.Path:
 
 def main() -> int:
     """Build what is missing and print the image's directory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--refresh", action="store_true", help="install the newest packages")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, build.stop)
-    try:
-        print(ensure(options.refresh))
-    except (build.BuildError, OSError, subprocess.SubprocessError) as error:
-        print(f"debian guest: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return build.command(__doc__, "debian guest", "install the newest packages", ensure)
 
 
 if __name__ == "__main__":

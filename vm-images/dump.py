@@ -8,7 +8,6 @@ Only anonymous pages are taken, by the guest's own /proc/kpageflags: these are w
 that are all zero are left out, and counted: they would flatter whoever recognizes them.
 """
 
-import argparse
 import base64
 import contextlib
 import dataclasses
@@ -18,8 +17,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -186,30 +183,17 @@ def ensure(refresh: bool) -> pathlib.Path:
 EXPECTED: Final = (
     DumpError,
     accel.ProbeError,
-    build.BuildError,
     core.CoreError,
     image.ImageError,
     machine.GuestError,
     QMPError,
-    subprocess.SubprocessError,
-    OSError,
 )
 
 
 def main() -> int:
     """Make what is missing and print the directory of the pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--refresh", action="store_true", help="install the newest packages and dump again")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, build.stop)
-    try:
-        print(ensure(options.refresh))
-    except EXPECTED as error:
-        print(f"guest pages: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    refresh = "install the newest packages and dump again"
+    return build.command(__doc__, "guest pages", refresh, ensure, *EXPECTED)
 
 
 if __name__ == "__main__":

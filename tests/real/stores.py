@@ -53,6 +53,8 @@ class Faulty:
         """Nothing is answered meanwhile."""
         os.kill(self._pid, signal.SIGSTOP)
         try:
+            # The kernel stops the others once the thread that takes the signal runs: until then they answer.
+            _wait_until_stopped(self._pid)
             yield
         finally:
             os.kill(self._pid, signal.SIGCONT)
@@ -161,3 +163,18 @@ def _wait_for(path: pathlib.Path) -> None:
 
 def _run(*command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """Until every thread of a process has stopped."""
+    deadline = time.monotonic() + READY_SECONDS
+    while any(_state_of(task) != "T" for task in pathlib.Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < deadline, f"process {pid} goes on after SIGSTOP"
+        time.sleep(0.001)
+
+
+def _state_of(task: pathlib.Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:  # the thread has just ended
+        return "T"

@@ -12,6 +12,7 @@ import pytest
 
 from swaptide.cache import geometry
 from tests.real import driver, server
+from tests.real.buffers import Buffers
 
 PAGE = 4096
 SIZE = 128 << 20
@@ -252,21 +253,23 @@ def overwrite_at_random(uri: str, size: int, seconds: float, model: bytearray) -
     chooser = random.Random(99)
     handle = nbd.NBD()
     handle.connect_uri(uri)
-    flying: dict[int, int] = {}
+    buffers = Buffers(PAGE)
+    flying: dict[int, tuple[int, memoryview]] = {}
     done: list[int] = [0] * 10
     start = time.monotonic()
     while (elapsed := time.monotonic() - start) < seconds:
         while len(flying) < 16:
             page = chooser.randrange(size // PAGE)
-            if page in flying.values():
+            if any(page == other for other, _ in flying.values()):
                 continue
             data = bytearray(chooser.randbytes(64) * (PAGE // 64))
             data[:8] = chooser.randbytes(8)
             model[page * PAGE : (page + 1) * PAGE] = data
-            flying[handle.aio_pwrite(nbd.Buffer.from_bytearray(data), page * PAGE)] = page
+            buffer = buffers.filled(data)
+            flying[handle.aio_pwrite(buffer, page * PAGE)] = page, buffer
         assert handle.poll(20_000) == 1, "no write was answered for 20 s"
         for cookie in [c for c in flying if handle.aio_command_completed(c)]:
-            del flying[cookie]
+            buffers.give(flying.pop(cookie)[1])
             done[min(9, int(elapsed * 10 / seconds))] += 1
     while flying:
         assert handle.poll(20_000) == 1

@@ -23,6 +23,7 @@ import pytest
 
 from swaptide.cache import geometry
 from tests.real import server, stores
+from tests.real.buffers import Buffers
 
 PAGE = geometry.PAGE_BYTES
 SEGMENT = geometry.SEGMENT_BYTES
@@ -51,6 +52,8 @@ class Guest:
         self._disk = disk
         self._draw = random.Random(7)
         self._answered: set[int] = set()
+        self._buffers = Buffers(PAGE)
+        self._sent: dict[int, memoryview] = {}
         self.model = bytearray(SIZE)
         self.handle = self.connect()
 
@@ -64,6 +67,7 @@ class Guest:
         """Go on with the successor of a server that died."""
         self.handle = self.connect()
         self._answered = set()
+        self._sent = {}
 
     def new(self, page: int) -> bytes:
         """Contents that no page had before; the model has them from now on."""
@@ -96,7 +100,10 @@ class Guest:
 
     def send(self, page: int) -> int:
         """Write one page anew without waiting for the answer; returns its cookie."""
-        return self.handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(self.new(page))), page * PAGE)
+        buffer = self._buffers.filled(self.new(page))
+        cookie: int = self.handle.aio_pwrite(buffer, page * PAGE)
+        self._sent[cookie] = buffer
+        return cookie
 
     def answered(self, cookies: Iterable[int], seconds: float) -> bool:
         """Whether all of these are answered within the time.  Raises nbd.Error for an error."""
@@ -106,6 +113,8 @@ class Guest:
             self.handle.poll(20)
             done = {cookie for cookie in waiting if self.handle.aio_command_completed(cookie)}
             self._answered |= done
+            for cookie in done & self._sent.keys():
+                self._buffers.give(self._sent.pop(cookie))
             waiting -= done
         return not waiting
 

@@ -93,9 +93,7 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
         ) from error
     try:
         _lock(fd, path)
-        header = _parse(os.pread(fd, _HEADER.size, 0))
-        if header is None or header.disk_id != disk_id:
-            raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
+        header = check_owned(fd, path, disk_id)
         if header.boot_id != boot_id():
             # A state file on a real file system: what of it reached that disk nobody knows.
             raise SetupError(
@@ -108,6 +106,20 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
     except BaseException:
         os.close(fd)
         raise
+
+
+def check_free(fd: int, path: pathlib.Path, *, force: bool) -> None:
+    """Raises as `create` does if what is open as `fd` may not become a disk's; locks it until it is closed."""
+    _lock(fd, path)
+    _check_ours(fd, path, "", force)
+
+
+def check_owned(fd: int, path: pathlib.Path, disk_id: str) -> SpillHeader:
+    """The header of what is open as `fd`; raises SetupError if it is not that disk's spill file."""
+    header = _parse(os.pread(fd, _HEADER.size, 0))
+    if header is None or header.disk_id != disk_id:
+        raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
+    return header
 
 
 def release(path: pathlib.Path, disk_id: str) -> None:

@@ -270,7 +270,7 @@ class Disks:
         with contextlib.suppress(FileNotFoundError):
             owner = state_path.lstat().st_uid
             state_path.unlink()
-        await keeper.estate.drop_blank(keeper.definition)
+        await keeper.estate.take_back(keeper.definition)
         # What a process that was killed while it made its state file has left.
         for draft in state_path.parent.glob(f".{state_path.name}.*.new"):
             draft.unlink(missing_ok=True)

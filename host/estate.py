@@ -22,39 +22,43 @@ class Estate:
 
     def __init__(self, user: isolation.User | None) -> None:
         self.user = user
-        self._blank_spill: pathlib.Path | None = None  # made by us for a disk that is yet to be made
+        self._loan: isolation.Loan | None = None  # for a disk that is yet to be made
 
-    async def give(self, disk: definitions.Definition, *, fresh: bool) -> None:
+    async def give(self, disk: definitions.Definition, *, fresh: bool, force: bool = False) -> None:
         """Make all of `disk` the user's before its process starts; `fresh` if it is yet to be made.
 
-        Raises SetupError.
+        Raises SwaptideError; UsageError where the spill path holds what is not `disk`'s and not `force`.
         """
         if os.geteuid() != 0:
             return
-        if not fresh:
-            await self._give_state(disk)
-        path = pathlib.Path(disk.spill_path)
-        if self.user is not None and await spills.give(path, self.user, make=fresh):
-            self._blank_spill = path
+        disk_id = None if fresh else await self._give_state(disk)
+        if self.user is None or (disk_id is None and not fresh):
+            return
+        loan = await spills.lend(pathlib.Path(disk.spill_path), self.user, disk_id=disk_id, force=force)
+        if fresh:
+            self._loan = loan
 
     def settle(self) -> None:
-        """The disk is made: from now on its spill file is more than a blank one."""
-        self._blank_spill = None
+        """The disk is made: its spill file stays what it is."""
+        self._loan = None
 
-    async def drop_blank(self, disk: definitions.Definition) -> None:
-        """Remove the spill file that was made for a disk which never came to be."""
-        path, self._blank_spill = self._blank_spill, None
-        if path is not None and not pathlib.Path(disk.state_path).exists():
-            await spills.remove_blank(path)
+    async def take_back(self, disk: definitions.Definition) -> None:
+        """Undo what was done to the spill path of a disk which never came to be."""
+        loan, self._loan = self._loan, None
+        if loan is not None and not pathlib.Path(disk.state_path).exists():
+            await spills.take_back(loan)
 
-    async def _give_state(self, disk: definitions.Definition) -> None:
+    async def _give_state(self, disk: definitions.Definition) -> str | None:
+        """The disk's id, None if the state file does not tell: nbdkit says what is wrong with it."""
         path = pathlib.Path(disk.state_path)
         user = self.user or _ROOT
         owner = path.lstat().st_uid
-        if owner == user.uid:
-            return
-        with contextlib.suppress(StateError), face.StateFace(path) as state:  # nbdkit says what is wrong
-            if state.identity.encrypted:
-                await keyring.move(state.identity.disk_id, owner, user.uid)
-        isolation.give_state(path, user)
-        log.info("disk given to another user name=%s user=%s", disk.name, user.name)
+        disk_id = None
+        with contextlib.suppress(StateError), face.StateFace(path) as state:
+            disk_id = state.identity.disk_id
+            if state.identity.encrypted and owner != user.uid:
+                await keyring.move(disk_id, owner, user.uid)
+        if owner != user.uid:
+            isolation.give_state(path, user)
+            log.info("disk given to another user name=%s user=%s", disk.name, user.name)
+        return disk_id

@@ -5,6 +5,7 @@ trusted: nothing here follows a link that this user could have made.
 """
 
 import dataclasses
+import errno
 import logging
 import os
 import pathlib
@@ -15,7 +16,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 
-from swaptide.cache import guard
+from swaptide.cache import guard, spillfile
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config, paths, process
 
@@ -33,6 +34,15 @@ class User:
     name: str
     uid: int
     gid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Loan:
+    """A spill file or device that was given to a user: whether it was made for that, and what it was before."""
+
+    path: pathlib.Path
+    made: bool
+    before: os.stat_result
 
 
 def find(name: str) -> User:
@@ -103,24 +113,24 @@ def give_state(path: pathlib.Path, user: User) -> None:
         os.close(fd)
 
 
-def give_spill(path: pathlib.Path, user: User, *, make: bool) -> bool:
-    """Have a spill file or device at `path` that is the user's; returns whether this call made the file.
+def lend_spill(path: pathlib.Path, user: User, *, disk_id: str | None = None, force: bool = False) -> Loan:
+    """Have a spill file or device at `path` that is the user's, for the disk `disk_id`.
 
-    It is made only if `make`; otherwise one that is missing is for the plugin to tell.  A device may be
-    named by a link, as below /dev/disk; so may a file, where the link is root's.
-    Raises SetupError.  Blocks as long as the store does.
+    None is a disk that is yet to be made: then a file is made if there is none, and one that holds
+    something is not touched, unless `force`.  A device may be named by a link, as below /dev/disk; so may
+    a file, where the link is root's.  Raises SwaptideError.  Blocks as long as the store does.
     """
+    fd, made = _open_spill(path, fresh=disk_id is None)
     try:
-        try:
-            fd, made = _open_existing(path), False
-        except FileNotFoundError:
-            if not make:
-                return False
-            fd, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600), True
-    except OSError as error:
-        raise SetupError(f"spill={path}: {error.strerror}; choose another path") from error
-    try:
-        if stat.S_ISBLK(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+            raise SetupError(f"{path} is not a regular file; choose another path")
+        # Looked at before it is given away: the plugin's own look comes too late for somebody else's file.
+        if disk_id is not None:
+            spillfile.check_owned(fd, path, disk_id)
+        elif not made:
+            spillfile.check_free(fd, path, force=force)
+        if stat.S_ISBLK(found.st_mode):
             os.fchown(fd, user.uid, -1)
         else:
             _give_file(fd, path, user)
@@ -130,14 +140,47 @@ def give_spill(path: pathlib.Path, user: User, *, make: bool) -> bool:
         raise
     finally:
         os.close(fd)
-    return made
+    return Loan(path, made, found)
 
 
-def _open_existing(path: pathlib.Path) -> int:
+def take_back(loan: Loan) -> None:
+    """Undo `lend_spill` for a disk that came to nothing.  Raises OSError."""
+    if loan.made:
+        loan.path.unlink(missing_ok=True)
+        return
+    fd = os.open(os.path.realpath(loan.path), os.O_RDWR | _NO_FOLLOW)
+    try:
+        if os.path.samestat(os.fstat(fd), loan.before):
+            os.fchown(fd, loan.before.st_uid, loan.before.st_gid)
+            os.fchmod(fd, stat.S_IMODE(loan.before.st_mode))
+    finally:
+        os.close(fd)
+
+
+def _open_spill(path: pathlib.Path, *, fresh: bool) -> tuple[int, bool]:
+    """Open it for `lend_spill`; the second value says whether this call made it."""
+    try:
+        try:
+            return _open_existing(path, exclusive=fresh), False
+        except FileNotFoundError:
+            if not fresh:
+                raise
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600), True
+    except OSError as error:
+        hint = "choose another path" if fresh else "it holds pages of this disk, put it back"
+        if error.errno == errno.EBUSY:
+            hint = "is it mounted?"
+        raise SetupError(f"spill={path}: {error.strerror}; {hint}") from error
+
+
+def _open_existing(path: pathlib.Path, *, exclusive: bool) -> int:
     link = path.lstat()
     if stat.S_ISLNK(link.st_mode) and link.st_uid != 0:
         raise SetupError(f"spill={path}: a link of another user than root; name the file itself")
-    return os.open(os.path.realpath(path), os.O_RDWR | _NO_FOLLOW)
+    real = os.path.realpath(path)
+    # On a block device O_EXCL says whether it is mounted or otherwise in use.
+    more = os.O_EXCL if exclusive and stat.S_ISBLK(os.stat(real).st_mode) else 0
+    return os.open(real, os.O_RDWR | _NO_FOLLOW | more)
 
 
 def _give_file(fd: int, path: pathlib.Path, user: User) -> None:

@@ -24,18 +24,20 @@ _BLKDISCARD = 0x1277
 _RANGE = struct.Struct("QQ")
 
 
-async def give(path: pathlib.Path, user: isolation.User, *, make: bool) -> bool:
-    """As isolation.give_spill, within a time limit.
+async def lend(
+    path: pathlib.Path, user: isolation.User, *, disk_id: str | None, force: bool
+) -> isolation.Loan:
+    """As isolation.lend_spill, within a time limit.
 
-    Raises SetupError.
+    Raises SwaptideError.
     """
     abandoned = threading.Event()
 
-    def body() -> bool:
-        made = isolation.give_spill(path, user, make=make)
-        if made and abandoned.is_set():
-            path.unlink(missing_ok=True)
-        return made
+    def body() -> isolation.Loan:
+        loan = isolation.lend_spill(path, user, disk_id=disk_id, force=force)
+        if disk_id is None and abandoned.is_set():
+            isolation.take_back(loan)
+        return loan
 
     try:
         return await detached.call(body, MAKE_SECONDS)
@@ -45,14 +47,14 @@ async def give(path: pathlib.Path, user: isolation.User, *, make: bool) -> bool:
         abandoned.set()
 
 
-async def remove_blank(path: pathlib.Path) -> None:
-    """Remove a file that `give` made for a disk that came to nothing; missing is fine."""
+async def take_back(loan: isolation.Loan) -> None:
+    """As isolation.take_back; trouble is logged."""
     try:
-        await detached.call(lambda: path.unlink(missing_ok=True), LIMIT_SECONDS)
+        await detached.call(lambda: isolation.take_back(loan), LIMIT_SECONDS)
     except TimeoutError:
-        log.warning("store does not answer, spill left spill=%s", path)
+        log.warning("store does not answer, spill left spill=%s", loan.path)
     except OSError as error:
-        log.warning("spill not removed spill=%s error=%r", path, str(error))
+        log.warning("spill not taken back spill=%s error=%r", loan.path, str(error))
 
 
 async def release(path: pathlib.Path, disk_id: str) -> None:

@@ -248,7 +248,7 @@ class Keeper:
         failed = not self.settled.is_set() or failures >= _FAILED_AFTER
         self._enter(State.FAILED if failed else State.RESTARTING, error)
         if self.process is None:
-            await self.estate.drop_blank(self.definition)
+            await self.estate.take_back(self.definition)
         if failed and self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -299,7 +299,7 @@ class Keeper:
         fresh = not pathlib.Path(self.definition.state_path).exists()
         if fresh:
             await self._renew()
-        await self.estate.give(self.definition, fresh=fresh)
+        await self.estate.give(self.definition, fresh=fresh, force=force)
         self._answered_before = 0 if fresh else self._answered()
         if self.face is not None:
             self.face.close()

@@ -321,6 +321,33 @@ def test_a_state_file_is_not_read_through_a_link(daemon: daemons.Daemon) -> None
             face.StateFace(path)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_is_refused_keeps_its_owner(daemon: daemons.Daemon, force: bool) -> None:
+    """The operator's slip of the hand must not give somebody else's file away."""
+    precious = daemon.root / "precious"
+    precious.write_bytes(b"root's, and for all to read")
+    precious.chmod(0o644)
+    size, more = ("1T", ["--force"]) if force else ("64M", [])
+    done = daemon.run("disk", "add", "g1", "--size", size, "--ram", "8G", "--spill", str(precious), *more)
+    assert done.returncode == 1 and str(precious) in done.stderr
+    assert owned(precious) == (0, 0o644) and precious.read_bytes() == b"root's, and for all to read"
+
+
+def test_a_device_that_is_refused_keeps_its_owner(daemon: daemons.Daemon, loop_device: pathlib.Path) -> None:
+    add = ("disk", "add", "g1", "--ram", "32M", "--spill", str(loop_device))
+    before = owned(loop_device)
+    assert "are needed" in daemon.run(*add, "--size", "1G").stderr
+    assert owned(loop_device) == before
+    with open(loop_device, "r+b") as device:
+        device.write(b"a file system")
+    assert "not swaptide's" in daemon.run(*add, "--size", "64M").stderr
+    assert owned(loop_device) == before
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, os.open(loop_device, os.O_RDONLY | os.O_EXCL))  # as one that is mounted
+        assert "is it mounted?" in daemon.run(*add, "--size", "64M", "--force").stderr
+    assert owned(loop_device) == before
+
+
 def test_what_is_not_given_away(root: pathlib.Path) -> None:
     user = isolation.User("servant", SERVANT, SERVANT)
     precious = root / "precious"
@@ -329,16 +356,16 @@ def test_what_is_not_given_away(root: pathlib.Path) -> None:
     with pytest.raises(SetupError, match="hard link"):
         isolation.give_state(root / "second name", user)
     with pytest.raises(SetupError, match="hard link"):
-        isolation.give_spill(root / "second name", user, make=True)
+        isolation.lend_spill(root / "second name", user)
     (link := root / "link").symlink_to(precious)
     with pytest.raises(SetupError):
         isolation.give_state(link, user)
     os.chown(link, SERVANT, SERVANT, follow_symlinks=False)
     with pytest.raises(SetupError, match="link of another user"):
-        isolation.give_spill(link, user, make=True)
+        isolation.lend_spill(link, user)
     os.mkfifo(fifo := root / "fifo")
     with pytest.raises(SetupError, match="not a regular file"):
-        isolation.give_spill(fifo, user, make=True)
+        isolation.lend_spill(fifo, user)
     assert owned(precious)[0] == 0
 
 

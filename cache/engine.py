@@ -4,6 +4,7 @@
 starts the event loop's thread; `stop` ends it.  After `start` the log may be used from any thread.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -213,11 +214,13 @@ class Engine:
 
     @staticmethod
     def _undo(state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
-        if spill.path is not None:
-            spillfile.release(spill.path, state.identity.disk_id)
         if state.path is not None and state.identity.encrypted:
             keys.erase(state.identity.disk_id)
         state.discard()
+        # Last, for a directory of somebody else's refuses it; what stays is garbage without its state file.
+        with contextlib.suppress(OSError):
+            if spill.path is not None:
+                spillfile.release(spill.path, state.identity.disk_id)
 
     def wake_waiters(self) -> None:
         """Have writers that wait at the cap look whether their client is still there."""

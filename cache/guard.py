@@ -26,13 +26,16 @@ _PROC: Final = pathlib.Path("/proc")
 
 def protect(mapping: Mapping, *, may_be_swapped: bool) -> None:
     """Protect this process and the memory of `mapping`; `may_be_swapped` if its file system allows that."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    # Keys and guest pages: neither a core dump nor a debugger of the same user may see them.
-    libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    hide()
     mark_io_flusher()
     _lower_oom_score()
     if may_be_swapped:
         _lock(mapping)
+
+
+def hide() -> None:
+    """Keys and guest pages: neither a core dump nor a debugger of the same user may see them."""
+    ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def mark_io_flusher() -> None:

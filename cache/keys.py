@@ -16,7 +16,10 @@ KEY_BYTES: Final = 32
 _USER_KEYRING: Final = -4  # KEY_SPEC_USER_KEYRING
 # The owner may do everything, also from a session that the user's keyring is not linked to, as of a service.
 _OWNER_ALL: Final = 0x3F3F0000
-_REMEDY: Final = "serve the disk without it by encrypt=no, if what is below the spill file encrypts"
+_REMEDY: Final = (
+    "look at this user's quota in /proc/key-users, or serve the disk without a key by encrypt=no,"
+    " if what is below the spill file encrypts"
+)
 
 
 def make(disk_id: str) -> bytearray:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import nbdkit
 
-from swaptide.cache import engine, geometry
+from swaptide.cache import engine, geometry, guard
 from swaptide.cache.errors import SwaptideError
 from swaptide.nbdkit_plugin import hot, parameters, quit
 
@@ -65,6 +65,7 @@ def get_ready() -> None:
     """Make or take over the disk, while errors can still be told on the terminal."""
     global _disk
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="swaptide: %(levelname)s %(message)s")
+    guard.hide()  # before there is a key: taking a large disk over takes seconds
     try:
         _disk = engine.Engine.prepare(_settings)
     except SwaptideError as error:

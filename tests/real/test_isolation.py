@@ -226,6 +226,49 @@ def test_removal_erases(daemon: daemons.Daemon) -> None:
     assert not pathlib.Path(report["spill"]).exists() and not pathlib.Path(report["state_file"]).exists()
 
 
+FILL = """
+from swaptide.cache import errors, keys
+for number in range(1 << 20):
+    try:
+        keys.make(f"fill-{number}")
+    except errors.SetupError:
+        break
+print(number)
+"""
+EMPTY = "from swaptide.cache import keys; import sys; [keys.erase(f'fill-{n}') for n in range(int(sys.argv[1]))]"
+
+
+def test_a_full_keyring_is_told(daemon: daemons.Daemon) -> None:
+    python = (sys.executable, "-P", "-c")
+    made = daemons.as_user(SERVANT, *python, FILL).stdout.strip()
+    try:
+        before = daemon.files()
+        done = daemon.run("disk", "add", "g1", "--size", "64M", "--ram", "32M")
+        assert done.returncode == 1 and "keyring refuses a key: Disk quota exceeded" in done.stderr
+        assert daemon.files() == before
+    finally:
+        daemons.as_user(SERVANT, *python, EMPTY, made)
+    daemon.add()
+
+
+def test_a_process_is_closed_before_it_has_the_key(daemon: daemons.Daemon) -> None:
+    """Others of its user must not look into it while it takes the disk over."""
+    before = daemon.add("g1", size=8 << 30, ram="256M")
+    with daemons.client(before) as handle:
+        for start in range(0, 8 << 30, 4 * MIB):
+            handle.pwrite(PATTERN, start)
+    os.kill(before["pid"], signal.SIGKILL)
+    seen = False
+    while not seen or daemon.show()["pid"] in (None, before["pid"]):
+        for entry in pathlib.Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and daemons.uid_of(int(entry.name)) == SERVANT:
+                    has_key = "libkeyutils" in (entry / "maps").read_text()
+                    seen = seen or has_key
+                    assert not has_key or owned(entry / "mem")[0] == 0
+    daemon.wait_running(not_pid=before["pid"])
+
+
 def test_a_first_start_that_fails_leaves_no_spill_file(daemon: daemons.Daemon) -> None:
     spill = daemon.root / "g1.spill"
     done = daemon.run("disk", "add", "g1", "--size", "1T", "--ram", "8G", "--spill", str(spill))

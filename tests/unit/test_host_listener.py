@@ -1,5 +1,6 @@
 """The NBD socket: private from the first moment, replaced in place, never in place of something else."""
 
+import os
 import pathlib
 import socket
 import stat
@@ -38,6 +39,23 @@ def test_whose_socket_a_path_names(tmp_path: pathlib.Path) -> None:
             assert not listener.is_held(path, holder.pid)
             assert holder.stdin is not None
             holder.stdin.write(b"\n")
+
+
+def test_of_a_process_that_hides_its_files_the_socket_tells(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nbdkit does from a daemon that is not root."""
+
+    def refuse(path: str) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    path = tmp_path / "g1.sock"
+    with listener.bind(path):
+        assert listener.is_held(path, os.getpid())
+    assert not listener.is_held(path, os.getpid())
+    path.unlink()
+    assert not listener.is_held(path, os.getpid())
 
 
 def test_paths_that_cannot_be(tmp_path: pathlib.Path) -> None:

@@ -109,7 +109,7 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
 
 
 def check_free(fd: int, path: pathlib.Path, *, force: bool) -> None:
-    """Raises as `create` does if what is open as `fd` may not become a disk's; locks it until it is closed."""
+    """Raises as `create` does if `fd` may not become a disk's; locks it until it is closed."""
     _lock(fd, path)
     _check_ours(fd, path, "", force)
 
@@ -180,12 +180,19 @@ def _is_garbage(header: SpillHeader) -> bool:
     if header.boot_id != boot_id() or not header.state_path:
         return True
     try:
-        with open(header.state_path, "rb") as state:
+        # The word of whoever serves the disk: no device is opened for it, and nobody waits at a FIFO.
+        if not stat.S_ISREG(os.lstat(header.state_path).st_mode):
+            return True
+        with open(header.state_path, "rb", opener=_patient) as state:
             return face.parse_identity(state.read(layout.IDENTITY.size), "").disk_id != header.disk_id
     except FileNotFoundError:
         return True
     except (OSError, StateError):
         return False  # perhaps of another version; somebody may still want it
+
+
+def _patient(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _parse(raw: bytes) -> SpillHeader | None:

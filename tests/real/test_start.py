@@ -158,6 +158,22 @@ def test_swap_label_is_a_swap_area(tmp_path: pathlib.Path) -> None:
     assert "TYPE=swap" in done.stdout and "LABEL=tide0" in done.stdout and "VERSION=1" in done.stdout
 
 
+def test_a_spill_file_that_names_a_device_opens_nothing(tmp_path: pathlib.Path) -> None:
+    """Who serves the disk writes that name, and a daemon of root reads it."""
+    os.mkfifo(fifo := tmp_path / "fifo")
+    spill = tmp_path / "a.spill"
+    with server.serving(tmp_path, size=str(SIZE), ram="64M", spill=str(spill)) as disk:
+        disk.stop(signal.SIGKILL)
+        raw = bytearray(spill.read_bytes()[:4096])
+        known = str(disk.state).encode()
+        raw = raw.replace(known.ljust(1024, b"\0"), str(fifo).encode().ljust(1024, b"\0"))
+        with open(spill, "r+b") as file:
+            file.write(raw)
+        header = spillfile.read_header(spill)
+        assert header is not None and header.state_path == str(fifo)
+        assert spillfile.collect_orphans(tmp_path) == [spill]
+
+
 def test_orphans_are_collected_and_others_are_not(tmp_path: pathlib.Path) -> None:
     with server.serving(tmp_path, size=str(SIZE), ram="64M", spill=str(tmp_path / "a.spill")) as disk:
         (tmp_path / "notes.spill").write_text("mine")

@@ -3,9 +3,10 @@
 Errors are one line on stderr: exit status 1, or 2 for a command line that makes no sense.
 """
 
+import contextlib
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import click
@@ -118,15 +119,8 @@ def add(run_dir: pathlib.Path | None, **given: Any) -> None:
     from swaptide.host import protocol, sizes
 
     name = given["name"]
-    try:
+    with _going_on(f"disk {name} is being made all the same, `swaptide disk rm {name}` removes it"):
         report = _call(run_dir, protocol.Add(**{**given, "encrypt": given["encrypt"] == "yes"}))
-    except KeyboardInterrupt:
-        click.echo(
-            f"swaptide: interrupted; disk {name} is being made all the same,"
-            f" `swaptide disk rm {name}` removes it",
-            err=True,
-        )
-        sys.exit(_INTERRUPTED)
     click.echo(f"disk {report['name']} serves, id {report['id']}")
     click.echo(f"reserved {sizes.show(report['reserved_bytes'])} on disk: {report['spill']}")
     click.echo(f"socket {report['socket']}")
@@ -173,12 +167,8 @@ def change(run_dir: pathlib.Path | None, name: str, **given: Any) -> None:
 
     if all(value is None for value in given.values()):
         raise click.UsageError("nothing to set: give --ram, --floor or --weight")
-    try:
-        with render.squeezing(name) as progress:
-            step = _call(run_dir, protocol.Set(name, **given), progress)
-    except KeyboardInterrupt:
-        click.echo(f"swaptide: interrupted; the new limits of disk {name} stay in force", err=True)
-        sys.exit(_INTERRUPTED)
+    with _going_on(f"the new limits of disk {name} stay in force"), render.squeezing(name) as progress:
+        step = _call(run_dir, protocol.Set(name, **given), progress)
     _tell_outcome(name, step)
 
 
@@ -190,7 +180,8 @@ def clear(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
     """Empty a disk whose guest is gone; it gets a new id."""
     from swaptide.host import protocol
 
-    report = _call(run_dir, protocol.Clear(name, force))
+    with _going_on(f"disk {name} is being cleared all the same"):
+        report = _call(run_dir, protocol.Clear(name, force))
     click.echo(f"disk {name} is empty, its new id is {report['id']}")
 
 
@@ -201,7 +192,8 @@ def restart(run_dir: pathlib.Path | None, name: str) -> None:
     """Serve a disk with a new process, as after an upgrade; its guest only waits."""
     from swaptide.host import protocol
 
-    report = _call(run_dir, protocol.Restart(name))
+    with _going_on(f"disk {name} is being restarted all the same"):
+        report = _call(run_dir, protocol.Restart(name))
     click.echo(
         f"disk {name} serves again, pid {report['pid']}; it was away for {report['pause_seconds']:.2f} s"
     )
@@ -215,7 +207,8 @@ def remove(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
     """Remove a disk and all its files."""
     from swaptide.host import protocol
 
-    _call(run_dir, protocol.Remove(name, force))
+    with _going_on(f"disk {name} is being removed all the same"):
+        _call(run_dir, protocol.Remove(name, force))
     click.echo(f"disk {name} removed")
 
 
@@ -282,6 +275,16 @@ def _call(run_dir: pathlib.Path | None, request: Any, *progress: Any) -> Any:
     return client.call(run_dir or paths.default_run_dir(), request, *progress)
 
 
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Tell who interrupts the command what the daemon does meanwhile: it goes on with a call."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"swaptide: interrupted; {what}", err=True)
+        sys.exit(_INTERRUPTED)
+
+
 def _print_json(value: Any) -> None:
     import json
 
@@ -296,6 +299,8 @@ def _tell_outcome(name: str, step: dict[str, Any]) -> None:
     if step["phase"] == "holds":
         returned = sizes.show(max(0, step["before_bytes"] - step["ram_bytes"]))
         click.echo(f"disk {name} is within {target} after {seconds:.2f} s, {returned} returned to the host")
+        if step["unsaved"] is not None:
+            click.echo(f"swaptide: the next daemon will not know of it: {step['unsaved']}", err=True)
     elif step["phase"] == "late":
         raise SwaptideError(
             f"disk {name} still uses {ram} of RAM after {seconds:.0f} s; the limit {target} is in force,"

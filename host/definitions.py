@@ -30,7 +30,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as it shall be.  Sizes in bytes; paths absolute.
 
     `disk_id` is the instance that was served last, None before the first start; `socket_owner` the user
-    that may connect, None for the daemon's own.
+    that may connect, None for the daemon's own.  `removing` marks one whose removal has begun: a daemon that
+    finds it goes on with that.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_path: str
     disk_id: str | None = None
     socket_owner: str | None = None
+    removing: bool = False
 
 
 def check_name(name: str) -> None:

@@ -16,13 +16,12 @@ from typing import Any
 import msgspec
 
 from swaptide.balloon import limits, squeeze
-from swaptide.cache import face, keys
+from swaptide.cache import face
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
     config,
     definitions,
     isolation,
-    keyring,
     listener,
     memory,
     protocol,
@@ -55,18 +54,27 @@ class Disks:
         self._user = user
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
+        self._removals: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._keepers)
 
     def start(self) -> None:
-        """Adopt or start every disk that is defined."""
+        """Adopt or start every disk that is defined; one whose removal was cut off is removed."""
         for definition in self._store.load():
             keeper = self._keeper(definition)
-            keeper.start()
+            if definition.removing:
+                removal = asyncio.create_task(self._finish_removal(keeper))
+                self._removals.add(removal)
+                removal.add_done_callback(self._removals.discard)
+            else:
+                keeper.start()
 
     async def leave(self) -> None:
         """Let go of all disks; their processes go on serving."""
+        for removal in self._removals:
+            removal.cancel()
+        await asyncio.gather(*self._removals, return_exceptions=True)
         for keeper in self._keepers.values():
             await keeper.leave()
 
@@ -136,14 +144,29 @@ class Disks:
         return {**await report.fresh(keeper), "pause_seconds": pause}
 
     async def remove(self, request: protocol.Remove) -> None:
-        """Remove a disk and all its files; raises BusyError if it is connected."""
+        """Remove a disk and all its files.
+
+        Raises BusyError if it is connected, SetupError if it serves no more but something of it is left.
+        """
         keeper = self._find(request.name)
         # A disk that hangs while it is being cleared can still be removed by force.
         if self._busy.get(request.name) != _CLEARING or not request.force:
             self._available(request.name)
         await self._refuse_connected(keeper, request.force, "removed")
-        await self._discard(keeper)
+        left = await self._discard(keeper)
         log.info("disk removed name=%s", request.name)
+        if left:
+            raise SetupError(
+                f"disk {request.name} serves no more, but not all of it is gone: {'; '.join(left)};"
+                " remove that by hand"
+            )
+
+    async def _finish_removal(self, keeper: supervisor.Keeper) -> None:
+        name = keeper.definition.name
+        with self._marked(name, _REMOVING):
+            await keeper.take_up()
+            await self._discard(keeper)
+        log.info("disk removed, as begun by another daemon name=%s", name)
 
     def _define(self, request: protocol.Add) -> definitions.Definition:
         definitions.check_name(request.name)
@@ -233,12 +256,12 @@ class Disks:
             except FileNotFoundError as error:
                 await keeper.update(changed)
                 raise BusyError(f"disk {name} does not run; its limits will hold later") from error
-            await keeper.update(changed)
+            unsaved = await keeper.update(changed)
             if keeper.state is supervisor.State.FAILED:
                 raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
             last: dict[str, Any] = {}
             async for step in squeeze.follow(state, wanted.target_bytes, gone=lambda: self._gone(keeper)):
-                last = {**dataclasses.asdict(step), "before_bytes": before}
+                last = {**dataclasses.asdict(step), "before_bytes": before, "unsaved": unsaved}
                 tell(last)
             return last
 
@@ -246,19 +269,24 @@ class Disks:
         name = keeper.definition.name
         return self._keepers.get(name) is not keeper or name in self._busy
 
-    async def _discard(self, keeper: supervisor.Keeper) -> None:
+    async def _discard(self, keeper: supervisor.Keeper) -> list[str]:
+        """Remove all of a disk; returns what could not be removed, and why."""
         name = keeper.definition.name
         with self._marked(name, _REMOVING):
-            await self._drop_contents(keeper)
+            await keeper.update(msgspec.structs.replace(keeper.definition, removing=True))
+            left = await self._drop_contents(keeper)
             keeper.log_path.unlink(missing_ok=True)
             try:
                 await self._store.forget(name)
+            except SetupError as error:
+                left.append(f"its definition stays: {error}")
             finally:
                 if self._keepers.get(name) is keeper:
                     del self._keepers[name]
+        return left
 
-    async def _drop_contents(self, keeper: supervisor.Keeper) -> None:
-        """Stop the disk and remove its socket, state and spill."""
+    async def _drop_contents(self, keeper: supervisor.Keeper) -> list[str]:
+        """Stop the disk and remove its socket, key, state and spill; returns what is left, and why."""
         disk_id = keeper.definition.disk_id
         with contextlib.suppress(StateError, OSError):
             state = keeper.open_face()
@@ -266,29 +294,18 @@ class Disks:
         await keeper.stop()
         keeper.socket_path.unlink(missing_ok=True)
         state_path = pathlib.Path(keeper.definition.state_path)
-        owner = os.geteuid()
-        with contextlib.suppress(FileNotFoundError):
-            owner = state_path.lstat().st_uid
-            state_path.unlink()
+        left: list[str | None] = []
+        # The key first: without it the rest is noise, whatever becomes of it.
+        if disk_id is not None:
+            left.append(await keeper.estate.erase_key(keeper.definition, disk_id, _owner(state_path)))
+        # What a process that was killed while it made its state file has left goes as well.
+        for path in (state_path, *state_path.parent.glob(f".{state_path.name}.*.new")):
+            left.append(_unlink(path))
         await keeper.estate.take_back(keeper.definition)
-        # What a process that was killed while it made its state file has left.
-        for draft in state_path.parent.glob(f".{state_path.name}.*.new"):
-            draft.unlink(missing_ok=True)
         # Without an id nothing was ever made: what lies at the spill path is somebody else's.
         if disk_id is not None:
-            # The key first: without it the rest is noise, whatever becomes of it.
-            await self._erase_key(keeper, disk_id, owner)
-            await spills.release(pathlib.Path(keeper.definition.spill_path), disk_id)
-
-    async def _erase_key(self, keeper: supervisor.Keeper, disk_id: str, owner: int) -> None:
-        keys.erase(disk_id)
-        users = {owner} if self._user is None else {owner, self._user.uid}
-        others = users - {os.geteuid()}
-        if keeper.definition.encrypt and others and os.geteuid() == 0:
-            try:
-                await keyring.erase(disk_id, others)
-            except SetupError as error:
-                log.warning("key not erased name=%s error=%r", keeper.definition.name, str(error))
+            left.append(await spills.release(pathlib.Path(keeper.definition.spill_path), disk_id))
+        return [each for each in left if each is not None]
 
     @contextlib.contextmanager
     def _marked(self, name: str, what: str) -> Iterator[None]:
@@ -298,6 +315,23 @@ class Disks:
         finally:
             if self._busy.get(name) == what:  # else another call has taken over
                 del self._busy[name]
+
+
+def _owner(path: pathlib.Path) -> int:
+    """Whose the file is, or would be."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_uid
+    return os.geteuid()
+
+
+def _unlink(path: pathlib.Path) -> str | None:
+    """Remove a file of a directory that may be another user's; returns the trouble, if any."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # a directory, perhaps
+        log.warning("file not removed file=%s error=%r", path, error.strerror)
+        return f"{path}: {error.strerror}"
+    return None
 
 
 def _check_socket_owner(name: str) -> None:

@@ -8,8 +8,8 @@ import logging
 import os
 import pathlib
 
-from swaptide.cache import face
-from swaptide.cache.errors import StateError
+from swaptide.cache import face, keys
+from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import definitions, isolation, keyring, spills
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,21 @@ class Estate:
         loan, self._loan = self._loan, None
         if loan is not None and not pathlib.Path(disk.state_path).exists():
             await spills.take_back(loan)
+
+    async def erase_key(self, disk: definitions.Definition, disk_id: str, owner: int) -> str | None:
+        """Forget the key of `disk_id`, whose state file was that user's; returns the trouble, if any."""
+        if not disk.encrypt:
+            return None
+        users = {owner} if self.user is None else {owner, self.user.uid}
+        others = users - {os.geteuid()}
+        try:
+            keys.erase(disk_id)
+            if others and os.geteuid() == 0:
+                await keyring.erase(disk_id, others)
+        except SetupError as error:
+            log.warning("key not erased name=%s error=%r", disk.name, str(error))
+            return f"its key is not erased: {error}"
+        return None
 
     async def _give_state(self, disk: definitions.Definition) -> str | None:
         """The disk's id, None if the state file does not tell: nbdkit says what is wrong with it."""

@@ -38,7 +38,7 @@ class User:
 
 @dataclasses.dataclass(frozen=True)
 class Loan:
-    """A spill file or device that was given to a user: whether it was made for that, and what it was before."""
+    """A spill file or device that was given to a user; `before` is what it was, unless it was `made`."""
 
     path: pathlib.Path
     made: bool

@@ -57,14 +57,18 @@ async def take_back(loan: isolation.Loan) -> None:
         log.warning("spill not taken back spill=%s error=%r", loan.path, str(error))
 
 
-async def release(path: pathlib.Path, disk_id: str) -> None:
-    """Erase the spill of `disk_id` at `path`; trouble is logged, and a dead store left behind."""
+async def release(path: pathlib.Path, disk_id: str) -> str | None:
+    """Erase the spill of `disk_id` at `path`; returns the trouble, if any.  A dead store is left behind."""
     try:
         await detached.call(lambda: _release(path, disk_id), LIMIT_SECONDS)
     except TimeoutError:
-        log.warning("store does not answer, spill left for later spill=%s", path)
+        why = "its store does not answer"
     except (OSError, SwaptideError) as error:
-        log.warning("spill not released spill=%s error=%r", path, str(error))
+        why = getattr(error, "strerror", None) or str(error)
+    else:
+        return None
+    log.warning("spill not released spill=%s error=%r", path, why)
+    return f"spill={path} is not erased: {why}"
 
 
 async def collect(directory: pathlib.Path) -> None:
@@ -83,7 +87,7 @@ async def collect(directory: pathlib.Path) -> None:
 def _release(path: pathlib.Path, disk_id: str) -> None:
     try:
         header = spillfile.read_header(path)
-    except OSError:
+    except FileNotFoundError:
         return
     if header is None or header.disk_id != disk_id:
         return

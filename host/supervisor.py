@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _OWNER_SECONDS = 1.0
+_TAKE_UP_SECONDS = 10.0
 # A process that answered a request, or lived for this long, is restarted at once, another one after a pause.
 _STEADY_SECONDS = 5.0
 _UNSTEADY_PAUSE_SECONDS = 0.5
@@ -129,6 +130,11 @@ class Keeper:
         await self.started()
         return time.monotonic() - begun
 
+    async def take_up(self) -> None:
+        """Find the process of a disk that is not to be kept any more, so that `stop` can end it."""
+        with contextlib.suppress(SwaptideError, OSError, TimeoutError):
+            self.process = await asyncio.wait_for(self._adopt(), _TAKE_UP_SECONDS)
+
     async def stop(self) -> None:
         """End the process and close everything; files stay.  Never waits for a dead store."""
         await self.leave(process_too=True)
@@ -150,13 +156,15 @@ class Keeper:
         self._enter(State.STOPPED)
         self.settled.set()
 
-    async def update(self, definition: definitions.Definition) -> None:
-        """Use `definition` from now on, and persist it if the state directory allows."""
+    async def update(self, definition: definitions.Definition) -> str | None:
+        """Use `definition` from now on, and persist it; returns the trouble with that, if any."""
         self.definition = definition
         try:
             await self._save(definition)
         except SetupError as error:
             log.warning("definition not saved name=%s error=%r", definition.name, str(error))
+            return str(error)
+        return None
 
     def open_face(self) -> face.StateFace | None:
         """The disk's state file, None while there is none; raises StateError if it is damaged."""
@@ -321,6 +329,8 @@ class Keeper:
         if old.disk_id is None:
             return  # it was never made
         log.warning("disk lost its memory and comes back empty name=%s old_id=%s", old.name, old.disk_id)
+        user = self.estate.user
+        await self.estate.erase_key(old, old.disk_id, os.geteuid() if user is None else user.uid)
         await spills.release(pathlib.Path(old.spill_path), old.disk_id)
         await self.update(
             fresh_paths(msgspec.structs.replace(old, disk_id=None), self._config, self._memory_dir)

@@ -61,21 +61,51 @@ def is_socket(descriptor: pathlib.Path) -> bool:
 
 
 def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> None:
-    words = ("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--run-dir", str(daemon.run_dir))
+    said = interrupted(daemon, "disk", "add", "g1", "--size", "64M", "--ram", "32M")
+    assert "disk g1 is being made all the same" in said
+    daemons.wait_for(lambda: "running" in daemon.run("disk", "show", "g1").stdout)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"), [("rm", "removed"), ("clear", "cleared"), ("restart", "restarted")]
+)
+def test_what_is_interrupted_goes_on_and_says_so(daemon: daemons.Daemon, call: str, what: str) -> None:
+    before = daemon.add()
+    assert f"disk g1 is being {what} all the same" in interrupted(daemon, "disk", call, "g1")
+    if call == "rm":
+        daemons.wait_for(lambda: "g1" not in daemon.ok("disk", "ls"))
+    else:
+        daemon.wait_running(not_pid=before["pid"])
+    assert not daemons.is_alive(before["pid"])
+
+
+def interrupted(daemon: daemons.Daemon, *words: str) -> str:
+    """What a command says that is interrupted while the daemon has its request."""
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGSTOP)
     try:
-        adding = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
-        open_files = pathlib.Path(f"/proc/{adding.pid}/fd")
+        command = [*daemons.COMMAND, *words, "--run-dir", str(daemon.run_dir)]
+        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        open_files = pathlib.Path(f"/proc/{waiting.pid}/fd")
         daemons.wait_for(lambda: any(is_socket(fd) for fd in open_files.iterdir()))
         time.sleep(0.2)  # until it has sent its request
-        adding.send_signal(signal.SIGINT)
-        _, said = adding.communicate(timeout=20)
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=20)
     finally:
         daemon.process.send_signal(signal.SIGCONT)
-    assert adding.returncode == 130
-    assert said.count("\n") == 1 and "disk g1 is being made all the same" in said
-    daemons.wait_for(lambda: "running" in daemon.run("disk", "show", "g1").stdout)
+    assert waiting.returncode == 130 and said.count("\n") == 1
+    return said
+
+
+def test_a_limit_that_is_not_remembered_is_told(daemon: daemons.Daemon) -> None:
+    daemon.add()
+    obstacle = next(daemon.state_dir.rglob("g1.json")).with_suffix(".new")  # where the new definition is made
+    obstacle.mkdir()
+    done = daemon.run("disk", "set", "g1", "--ram", "28M")
+    obstacle.rmdir()
+    assert done.returncode == 0 and "is within 28M" in done.stdout
+    assert "the next daemon will not know of it" in done.stderr and "g1.json" in done.stderr
+    assert daemon.show()["cap_bytes"] == 28 * MIB
 
 
 def test_readable_forms_name_the_disk(daemon: daemons.Daemon) -> None:

@@ -1,8 +1,10 @@
 """Who outlives whom: daemons that end, are killed or meet, and disks that die under them."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -92,6 +94,67 @@ def test_removal_forgets_the_key(daemon: daemons.Daemon) -> None:
     assert not daemons.has_key(report["id"], uid)
 
 
+@pytest.mark.parametrize("moment", ["begun", "state gone"])
+def test_a_removal_that_is_cut_off_is_finished_by_the_next_daemon(
+    daemon: daemons.Daemon, moment: str
+) -> None:
+    report = daemon.add()
+    uid = daemons.uid_of(report["pid"])
+    definition = next(daemon.state_dir.rglob("g1.json"))
+    state = pathlib.Path(report["state_file"])
+    removing = subprocess.Popen(
+        [*daemons.COMMAND, "disk", "rm", "g1", "--run-dir", str(daemon.run_dir)], stderr=subprocess.PIPE
+    )
+    if moment == "begun":
+        while b'"removing": true' not in definition.read_bytes():
+            pass
+    else:
+        while state.exists():
+            pass
+    daemon.stop(signal.SIGKILL)
+    _, said = removing.communicate(timeout=20)
+    assert b"ended before it answered" in said
+    daemon.start()
+    daemons.wait_for(lambda: "g1" not in daemon.ok("disk", "ls"), daemon.log.read_text)
+    assert not daemons.has_key(report["id"], uid)
+    assert not daemons.is_alive(report["pid"])
+    for path in (definition, state, report["spill"], report["socket"], report["log"]):
+        assert not pathlib.Path(path).exists(), path
+
+
+def test_what_a_removal_leaves_is_told(daemon: daemons.Daemon) -> None:
+    """Nothing in the directory of nbdkit's user keeps the key, or hides that something stayed."""
+    report = daemon.add()
+    uid = daemons.uid_of(report["pid"])
+    state = pathlib.Path(report["state_file"])
+    state.unlink()
+    state.mkdir()
+    done = daemon.run("disk", "rm", "g1")
+    assert done.returncode == 1 and str(state) in done.stderr and done.stderr.count("\n") == 1
+    assert not daemons.has_key(report["id"], uid)
+    assert not pathlib.Path(report["spill"]).exists() and "g1" not in daemon.ok("disk", "ls")
+    state.rmdir()
+
+
+def test_a_spill_file_that_cannot_be_erased_is_told(daemon: daemons.Daemon) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a store")
+    (store := daemon.root / "store").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "store", str(store)], check=True)
+    try:
+        report = daemon.add("g1", "--encrypt", "no", "--spill", str(store / "spill"))
+        read_only = ["mount", "-o", "remount,ro", str(store)]
+        os.kill(report["pid"], signal.SIGKILL)  # it holds the file open for writing
+        while subprocess.run(read_only, check=False, stderr=subprocess.DEVNULL).returncode:
+            with contextlib.suppress(ProcessLookupError, TypeError):
+                os.kill(daemon.show()["pid"], signal.SIGKILL)
+        done = daemon.run("disk", "rm", "g1")
+        assert done.returncode == 1 and report["spill"] in done.stderr and "Read-only" in done.stderr
+        assert "g1" not in daemon.ok("disk", "ls")
+    finally:
+        daemons.unmount(store)
+
+
 def test_an_unencrypted_disk_has_no_key(daemon: daemons.Daemon) -> None:
     report = daemon.add("g1", "--encrypt", "no")
     assert report["encrypt"] is False
@@ -153,6 +216,7 @@ def test_lost_memory_brings_an_empty_disk_with_a_new_id(daemon: daemons.Daemon) 
     daemon.start()
     after = daemon.wait_running()
     assert after["id"] != before["id"]
+    assert not daemons.has_key(before["id"], daemons.uid_of(after["pid"]))
     assert (after["weight"], after["cap_bytes"]) == (9, before["cap_bytes"])
     assert not pathlib.Path(before["spill"]).exists()
     with daemons.client(after) as handle:

@@ -235,7 +235,12 @@ for number in range(1 << 20):
         break
 print(number)
 """
-EMPTY = "from swaptide.cache import keys; import sys; [keys.erase(f'fill-{n}') for n in range(int(sys.argv[1]))]"
+EMPTY = """
+import sys
+from swaptide.cache import keys
+for number in range(int(sys.argv[1])):
+    keys.erase(f"fill-{number}")
+"""
 
 
 def test_a_full_keyring_is_told(daemon: daemons.Daemon) -> None:

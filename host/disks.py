@@ -263,6 +263,8 @@ class Disks:
             async for step in squeeze.follow(state, wanted.target_bytes, gone=lambda: self._gone(keeper)):
                 last = {**dataclasses.asdict(step), "before_bytes": before, "unsaved": unsaved}
                 tell(last)
+            if last["phase"] == squeeze.Phase.SUPERSEDED and self._gone(keeper):
+                raise BusyError(f"disk {name} was removed or cleared meanwhile")
             return last
 
     def _gone(self, keeper: supervisor.Keeper) -> bool:

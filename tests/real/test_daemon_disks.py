@@ -97,6 +97,16 @@ def interrupted(daemon: daemons.Daemon, *words: str) -> str:
     return said
 
 
+def test_set_of_a_disk_that_is_removed_meanwhile(daemon: daemons.Daemon) -> None:
+    os.kill(daemon.add()["pid"], signal.SIGSTOP)  # so that the limit cannot hold
+    command = [*daemons.COMMAND, "disk", "set", "g1", "--ram", "24M", "--run-dir", str(daemon.run_dir)]
+    waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    daemons.wait_for(lambda: daemon.show()["target_bytes"] == 24 * MIB)
+    daemon.ok("disk", "rm", "g1")
+    _, said = waiting.communicate(timeout=20)
+    assert waiting.returncode == 1 and "removed or cleared meanwhile" in said
+
+
 def test_a_limit_that_is_not_remembered_is_told(daemon: daemons.Daemon) -> None:
     daemon.add()
     obstacle = next(daemon.state_dir.rglob("g1.json")).with_suffix(".new")  # where the new definition is made

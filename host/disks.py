@@ -84,8 +84,11 @@ class Disks:
         Raises UsageError for what cannot be, SetupError with the plugin's reason; nothing is left then.
         """
         definition = self._define(request)
+        dropped = self._make_room(pathlib.Path(definition.state_path), request.force)
         keeper = self._keeper(definition)
         try:
+            if dropped is not None:
+                await keeper.estate.erase_key(*dropped)
             await self._store.save(definition)
             keeper.start(force=request.force)
             await keeper.started()
@@ -201,18 +204,24 @@ class Disks:
             self._memory_dir,
         )
         listener.check(self._config.run_dir / f"{request.name}.sock")
-        self._make_room(pathlib.Path(definition.state_path), request.force)
         return definition
 
-    def _make_room(self, state: pathlib.Path, force: bool) -> None:
-        """A state file without a definition may be a disk that somebody still wants."""
+    def _make_room(self, state: pathlib.Path, force: bool) -> tuple[str, int] | None:
+        """A state file without a definition may be a disk that somebody still wants.
+
+        Drops it if `force`; returns its id and its file's owner where a key of it is left.
+        """
         if not state.exists():
-            return
+            return None
         if memory.is_locked(state):
             raise BusyError(f"{state} is in use by a process that this daemon does not know; end that one")
         if not force:
             raise UsageError(f"{state} holds a disk that is not defined; use --force to drop it")
+        disk_id, owner = None, _owner(state)
+        with contextlib.suppress(StateError), face.StateFace(state) as opened:
+            disk_id = opened.identity.disk_id if opened.identity.encrypted else None
         state.unlink()
+        return None if disk_id is None else (disk_id, owner)
 
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
         keeper = supervisor.Keeper(self._config, self._memory_dir, definition, self._store.save, self._user)
@@ -298,8 +307,8 @@ class Disks:
         state_path = pathlib.Path(keeper.definition.state_path)
         left: list[str | None] = []
         # The key first: without it the rest is noise, whatever becomes of it.
-        if disk_id is not None:
-            left.append(await keeper.estate.erase_key(keeper.definition, disk_id, _owner(state_path)))
+        if disk_id is not None and keeper.definition.encrypt:
+            left.append(await keeper.estate.erase_key(disk_id, _owner(state_path)))
         # What a process that was killed while it made its state file has left goes as well.
         for path in (state_path, *state_path.parent.glob(f".{state_path.name}.*.new")):
             left.append(_unlink(path))

@@ -48,10 +48,8 @@ class Estate:
         if loan is not None and not pathlib.Path(disk.state_path).exists():
             await spills.take_back(loan)
 
-    async def erase_key(self, disk: definitions.Definition, disk_id: str, owner: int) -> str | None:
-        """Forget the key of `disk_id`, whose state file was that user's; returns the trouble, if any."""
-        if not disk.encrypt:
-            return None
+    async def erase_key(self, disk_id: str, owner: int) -> str | None:
+        """Forget the key of a disk whose state file was that user's; returns the trouble, if any."""
         users = {owner} if self.user is None else {owner, self.user.uid}
         others = users - {os.geteuid()}
         try:
@@ -59,7 +57,7 @@ class Estate:
             if others and os.geteuid() == 0:
                 await keyring.erase(disk_id, others)
         except SetupError as error:
-            log.warning("key not erased name=%s error=%r", disk.name, str(error))
+            log.warning("key not erased id=%s error=%r", disk_id, str(error))
             return f"its key is not erased: {error}"
         return None
 

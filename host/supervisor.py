@@ -329,8 +329,9 @@ class Keeper:
         if old.disk_id is None:
             return  # it was never made
         log.warning("disk lost its memory and comes back empty name=%s old_id=%s", old.name, old.disk_id)
-        user = self.estate.user
-        await self.estate.erase_key(old, old.disk_id, os.geteuid() if user is None else user.uid)
+        if old.encrypt:
+            user = self.estate.user
+            await self.estate.erase_key(old.disk_id, os.geteuid() if user is None else user.uid)
         await spills.release(pathlib.Path(old.spill_path), old.disk_id)
         await self.update(
             fresh_paths(msgspec.structs.replace(old, disk_id=None), self._config, self._memory_dir)

@@ -122,6 +122,19 @@ def test_a_removal_that_is_cut_off_is_finished_by_the_next_daemon(
         assert not pathlib.Path(path).exists(), path
 
 
+def test_a_disk_that_is_dropped_by_force_leaves_no_key(daemon: daemons.Daemon) -> None:
+    before = daemon.add()
+    uid = daemons.uid_of(before["pid"])
+    daemon.stop()
+    os.kill(before["pid"], signal.SIGKILL)
+    next(daemon.state_dir.rglob("g1.json")).unlink()
+    daemon.start()
+    add = ("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--encrypt", "no")
+    assert "not defined" in daemon.run(*add).stderr and daemons.has_key(before["id"], uid)
+    daemon.ok(*add, "--force")
+    assert not daemons.has_key(before["id"], uid)
+
+
 def test_what_a_removal_leaves_is_told(daemon: daemons.Daemon) -> None:
     """Nothing in the directory of nbdkit's user keeps the key, or hides that something stayed."""
     report = daemon.add()

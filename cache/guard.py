@@ -5,10 +5,12 @@ swap.  Each is done where the kernel allows it; what could matter and is refused
 thread that starts all others, since they inherit what it has.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import pathlib
+import resource
 from typing import Final
 
 from swaptide.cache.mapping import Mapping
@@ -21,6 +23,11 @@ _SET_IO_FLUSHER: Final = 57
 _GET_IO_FLUSHER: Final = 58
 # The kernel kills by need and this; the guest's own QEMU, which is larger, is to be preferred.
 _OOM_SCORE_ADJ: Final = -500
+# mlockall(2), capabilities(7)
+_CURRENT: Final = 1
+_FUTURE: Final = 2
+_ON_FAULT: Final = 4  # not all of a sparse pool, only what gets there
+_CAP_IPC_LOCK: Final = 1 << 14
 _PROC: Final = pathlib.Path("/proc")
 
 
@@ -29,8 +36,7 @@ def protect(mapping: Mapping, *, may_be_swapped: bool) -> None:
     hide()
     mark_io_flusher()
     _lower_oom_score()
-    if may_be_swapped:
-        _lock(mapping)
+    _lock(libc, mapping, may_be_swapped=may_be_swapped)
 
 
 def hide() -> None:
@@ -62,13 +68,28 @@ def _lower_oom_score() -> None:
         log.warning("oom_score_adj cannot be lowered reason=%r; give CAP_SYS_RESOURCE", error.strerror)
 
 
-def _lock(mapping: Mapping) -> None:
-    try:
-        mapping.lock_on_fault()
-    except OSError as error:
-        if host_has_swap():
-            log.warning(
-                "guest pages can reach the host's swap: locking them is refused reason=%r;"
-                " raise RLIMIT_MEMLOCK, or use a tmpfs mounted with noswap (Linux 6.4)",
-                error.strerror,
-            )
+def _lock(libc: ctypes.CDLL, mapping: Mapping, *, may_be_swapped: bool) -> None:
+    """Everything, since the key lies in the heap, and guest pages in buffers of nbdkit's and ours."""
+    # What comes later counts against the limit, and an mmap beyond it fails: not where there is a limit.
+    flags = _CURRENT | _ON_FAULT | (_FUTURE if _may_lock_all() else 0)
+    if libc.mlockall(flags) == 0:
+        return
+    reason = os.strerror(ctypes.get_errno())
+    if may_be_swapped:
+        with contextlib.suppress(OSError):
+            mapping.lock_on_fault()
+    if host_has_swap():
+        log.warning(
+            "the key and guest pages can reach the host's swap: locking them is refused reason=%r;"
+            " raise RLIMIT_MEMLOCK",
+            reason,
+        )
+
+
+def _may_lock_all(proc: pathlib.Path = _PROC) -> bool:
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return True
+    for line in (proc / "self" / "status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) & _CAP_IPC_LOCK)
+    return False

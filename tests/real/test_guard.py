@@ -1,5 +1,6 @@
 """What a process that holds a guest's memory does for itself, seen from outside."""
 
+import contextlib
 import os
 import pathlib
 import resource
@@ -7,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from swaptide.cache import guard
+from swaptide.cache import guard, keys
 from tests.real import server
 
 MIB = 1 << 20
@@ -71,6 +73,36 @@ def test_what_the_host_could_swap_is_locked_and_stays_sparse(tmp_path: pathlib.P
         locked_kib = int(status(disk.pid, "VmLck").split()[0])
         assert locked_kib * 1024 > 8 << 30  # the pool's whole address range, of which next to nothing exists
         assert face.ram_bytes() < 64 * MIB
+
+
+def mappings(pid: int) -> Iterator[tuple[str, int, int, list[str]]]:
+    """Every mapping of a process: its first line, where it begins and ends, and the kernel's flags."""
+    head = ""
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line.startswith("VmFlags:"):
+            start, end = (int(part, 16) for part in head.split()[0].split("-"))
+            yield head, start, end, line.split()[1:]
+        elif not line.split()[0].endswith(":"):
+            head = line
+
+
+def test_the_key_lies_in_locked_memory_only(tmp_path: pathlib.Path) -> None:
+    """Also where the state file cannot be swapped: the key is not in it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root looks into the memory of a process that is not dumpable")
+    with server.serving(tmp_path, size="64M", ram="64M") as disk:
+        key = bytes(keys.find(disk.face().identity.disk_id))
+        found = 0
+        with open(f"/proc/{disk.pid}/mem", "rb", buffering=0) as memory:
+            for head, start, end, flags in mappings(disk.pid):
+                if "wr" not in flags or " rw-s " in head:
+                    continue
+                memory.seek(start)
+                with contextlib.suppress(OSError):
+                    if memory.read(end - start).count(key):
+                        found += 1
+                        assert "lo" in flags, head
+        assert found
 
 
 def test_the_killer_is_asked_to_choose_another(tmp_path: pathlib.Path) -> None:

@@ -153,17 +153,17 @@ class Engine:
                 )
             path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
             spill = spillfile.reopen(path, state.shape, state.identity.disk_id)
-            key = keys.find(state.identity.disk_id) if state.identity.encrypted else None
+            key, taken = keys.take_over(state.identity.disk_id) if state.identity.encrypted else (None, 0)
             engine = cls(state, spill, key)
-            engine._recover()
+            engine._recover(taken)
             engine._adopt_cap(settings)
             return engine
         except BaseException:
             state.close()
             raise
 
-    def _recover(self) -> None:
-        same = recovery.recover(self.segments)
+    def _recover(self, taken: int) -> None:
+        same = recovery.recover(self.segments, taken)
         mapping = self._state.mapping
         mapping.set_counter_word(layout.COUNTERS.index("same_filled_pages"), same)
         mapping.set_counter_word(layout.COUNTERS.index("connections"), 0)

@@ -8,11 +8,14 @@ Calls block for microseconds; any thread may make them.
 import ctypes
 import functools
 import os
+import struct
 from typing import Final
 
 from swaptide.cache.errors import SetupError
 
 KEY_BYTES: Final = 32
+# Behind the key: how often a process has taken the disk over.
+_TAKEN: Final = struct.Struct("<Q")
 _USER_KEYRING: Final = -4  # KEY_SPEC_USER_KEYRING
 # The owner may do everything, also from a session that the user's keyring is not linked to, as of a service.
 _OWNER_ALL: Final = 0x3F3F0000
@@ -29,25 +32,55 @@ def make(disk_id: str) -> bytearray:
     return key
 
 
-def keep(disk_id: str, key: bytearray) -> None:
-    """Keep a disk's key in this user's keyring, in place of one of that id.  Raises SetupError."""
+def keep(disk_id: str, kept: bytearray) -> None:
+    """Keep a key, or what `read` returned, in this user's keyring, in place of one of that id.
+
+    Raises SetupError.
+    """
     library = _library()
-    number = library.add_key(b"user", _name(disk_id), bytes(key), KEY_BYTES, _USER_KEYRING)
+    raw = (ctypes.c_char * len(kept)).from_buffer(kept)
+    number = library.add_key(b"user", _name(disk_id), raw, len(kept), _USER_KEYRING)
     if number < 0 or library.keyctl_setperm(number, ctypes.c_uint32(_OWNER_ALL)) < 0:
         raise SetupError(f"the kernel's keyring refuses a key: {_reason()}; {_REMEDY}")
 
 
 def find(disk_id: str) -> bytearray:
     """A disk's key; raises SetupError where it is gone, for what was spilled cannot be read without."""
+    kept = read(disk_id)
+    key = kept[:KEY_BYTES]
+    wipe(kept)
+    return key
+
+
+def take_over(disk_id: str) -> tuple[bytearray, int]:
+    """A disk's key, and a number that no other call for this disk has returned.  Raises SetupError.
+
+    The number is what a state file that was put back from a copy cannot take back.
+    """
+    kept = read(disk_id)
+    key = kept[:KEY_BYTES]
+    taken = 1 + (_TAKEN.unpack_from(kept, KEY_BYTES)[0] if len(kept) > KEY_BYTES else 0)
+    kept[KEY_BYTES:] = _TAKEN.pack(taken)
+    keep(disk_id, kept)
+    wipe(kept)
+    return key, taken
+
+
+def read(disk_id: str) -> bytearray:
+    """All that the keyring has of a disk, to be kept in another one.  Raises SetupError."""
     number = _search(disk_id)
-    key = ctypes.create_string_buffer(KEY_BYTES)
-    if number < 0 or _library().keyctl_read(number, key, KEY_BYTES) != KEY_BYTES:
+    room = KEY_BYTES + _TAKEN.size
+    kept = bytearray(room)
+    raw = (ctypes.c_char * room).from_buffer(kept)
+    length = _library().keyctl_read(number, raw, room) if number >= 0 else -1
+    del raw
+    if length not in (KEY_BYTES, room):
         raise SetupError(
             f"the key of disk {disk_id} is not in the keyring of user {os.geteuid()}: {_reason()};"
             " start as the user that made the disk"
         )
-    found = bytearray(key.raw)
-    ctypes.memset(key, 0, KEY_BYTES)
+    found = kept[:length]
+    wipe(kept)
     return found
 
 

@@ -56,9 +56,10 @@ cdef enum:
     CLOCK_SKIP = 0x100000000
 
 
-def recover(Segments segments):
+def recover(Segments segments, uint64_t taken):
     """Rebuild live counts and lists from the tables of an existing state file.
 
+    `taken` counts the processes that took the disk over, other than by the state file: see _mend_clocks.
     Returns the number of same-filled pages.  Raises StateError when an entry points outside what the
     tables allow, or to a piece that is another page's; the file is not changed before everything is checked.
     """
@@ -67,7 +68,7 @@ def recover(Segments segments):
     _check_places(segments)
     same = _recount(segments)
     _check_dead(segments)
-    _mend_clocks(segments, _greatest_write(segments))
+    _mend_clocks(segments, _greatest_write(segments), taken)
     ages = _settle(segments)
     for _age, segment in sorted(ages):
         segments._link(segment)
@@ -256,10 +257,11 @@ def _greatest_write(Segments segments):
     return greatest
 
 
-def _mend_clocks(Segments segments, uint64_t greatest):
+def _mend_clocks(Segments segments, uint64_t greatest, uint64_t taken):
     """Have both clocks go on from behind all that the tables know, and far from their end.
 
-    A write's number is stored in the segment table before it is used, so `greatest` is the last one that was.
+    A write's number is stored in the segment table before it is used, so `greatest` is the last one that was:
+    unless the file was put back from a copy.  So every process begins with numbers of its own.
     """
     cdef uint64_t *clocks = segments.map.counters
     cdef uint64_t latest = 0, age
@@ -267,6 +269,8 @@ def _mend_clocks(Segments segments, uint64_t greatest):
     if not greatest <= clocks[WRITE_CLOCK] <= CLOCK_LIMIT:
         # Whatever put it wrong may have taken a number from the table as well.
         clocks[WRITE_CLOCK] = greatest + CLOCK_SKIP
+    if clocks[WRITE_CLOCK] < taken * CLOCK_SKIP <= CLOCK_LIMIT:
+        clocks[WRITE_CLOCK] = taken * CLOCK_SKIP
     for segment in range(segments.used_ids):
         age = segments.map.segment_table[segment].age
         if latest < age <= CLOCK_LIMIT:

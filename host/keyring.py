@@ -60,7 +60,7 @@ def _main(what: str, disk_id: str, *uids: str) -> None:
     old, new = numbers
     try:
         with _as_user(old):
-            key = keys.find(disk_id)
+            key = keys.read(disk_id)
     except SetupError:
         with _as_user(new):  # as after a daemon that was killed between the two steps
             keys.wipe(keys.find(disk_id))

@@ -1,5 +1,6 @@
 """What lies in the spill file: sealed with the disk's key, every write under a number of its own."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -152,6 +153,47 @@ def test_no_number_is_used_twice(tmp_path: pathlib.Path, spill: pathlib.Path) ->
             if round_number == 2:
                 check_all(disk)
         assert len(seen) > 60
+
+
+def numbers(spill: pathlib.Path) -> dict[int, bytes]:
+    """The images in the spill file by the number of their write."""
+    return {FOOTER.unpack_from(image, FOOTER_OFFSET)[1]: image for _, image in images(spill)}
+
+
+def copy_sparse(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copy a file with its holes: table pieces that are there by mistake would be refused."""
+    with open(source, "rb") as file, open(to, "wb") as other:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        other.truncate(size)
+        with contextlib.suppress(OSError):  # no data behind the last
+            while at < size:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                while at < end:
+                    at += os.pwrite(other.fileno(), os.pread(file.fileno(), min(MIB, end - at), at), at)
+
+
+def test_a_state_file_put_back_uses_no_number_again(tmp_path: pathlib.Path, spill: pathlib.Path) -> None:
+    """One nonce for two contents would show both of them to whoever has both."""
+    seen = []
+    with server.serving(tmp_path, size="64M", ram="96M", spill=str(spill)) as disk:
+        assert disk.state is not None
+        write_all(disk)
+        disk.stop(signal.SIGKILL)
+        kept = disk.state.with_suffix(".kept")
+        copy_sparse(disk.state, kept)
+        for _ in range(2):
+            disk.start()
+            write_all(disk)
+            squeeze(disk)
+            disk.stop(signal.SIGKILL)
+            seen.append(numbers(spill))
+            kept.replace(disk.state)
+            copy_sparse(disk.state, kept)
+        disk.start()
+        kept.unlink()
+    assert all(len(images) > 10 for images in seen)
+    assert not seen[0].keys() & seen[1].keys()
 
 
 def test_the_key_survives_a_kill_and_nothing_else_serves(tmp_path: pathlib.Path, spill: pathlib.Path) -> None:

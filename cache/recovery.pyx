@@ -50,7 +50,9 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     SEGMENTS_PER_PIECE = 128    # entries in one 4 KiB piece of a table
-    # No clock gets here by itself: a billion writes a second would take a century.
+    # No clock gets here by itself: a billion writes a second would take decades.  One that is behind this is
+    # set anew, so that it is never found where a table's numbers are refused.
+    CLOCK_MOST = 0x2000000000000000
     CLOCK_LIMIT = 0x4000000000000000
     # More than the writes of 8 PiB.
     CLOCK_SKIP = 0x100000000
@@ -266,10 +268,10 @@ def _mend_clocks(Segments segments, uint64_t greatest, uint64_t taken):
     cdef uint64_t *clocks = segments.map.counters
     cdef uint64_t latest = 0, age
     cdef uint32_t segment
-    if not greatest <= clocks[WRITE_CLOCK] <= CLOCK_LIMIT:
+    if not greatest <= clocks[WRITE_CLOCK] <= CLOCK_MOST:
         # Whatever put it wrong may have taken a number from the table as well.
         clocks[WRITE_CLOCK] = greatest + CLOCK_SKIP
-    if clocks[WRITE_CLOCK] < taken * CLOCK_SKIP <= CLOCK_LIMIT:
+    if clocks[WRITE_CLOCK] < taken * CLOCK_SKIP <= CLOCK_MOST:
         clocks[WRITE_CLOCK] = taken * CLOCK_SKIP
     for segment in range(segments.used_ids):
         age = segments.map.segment_table[segment].age

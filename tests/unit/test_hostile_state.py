@@ -149,6 +149,11 @@ class Disk:
         made.stop()
         return SERVED
 
+    def is_taken_over(self) -> int:
+        """Whether it can be taken over as it is."""
+        engine.Engine.prepare(self.settings)
+        return SERVED
+
     def _judge(self, made: engine.Engine, expected: Callable[[int], bytes], hurt: set[int]) -> None:
         for page in range(PAGES):
             try:
@@ -405,6 +410,13 @@ def test_absurd_clocks_are_mended_without_using_a_number_twice(disk: Disk) -> No
             assert judge(disk, [("word", at, word)]) == SERVED
     ages = [("word", SHAPE.segment_table_offset + n * 32 + 16, (1 << 64) - 1 - n) for n in range(5)]
     assert judge(disk, list(ages)) == SERVED
+
+
+def test_a_clock_at_its_end_costs_nothing_at_the_next_restart_either(disk: Disk) -> None:
+    at = geometry.COUNTERS_OFFSET + layout.COUNTERS.index("write_clock") * 8
+    for clock in ((1 << 62) - 1, 1 << 62, (1 << 62) + 1):
+        assert judge(disk, [("word", at, clock)]) == SERVED  # which spills
+        assert status_of(disk.is_taken_over) == SERVED, clock
 
 
 EXAMPLES = hypothesis.settings(

@@ -86,8 +86,10 @@ def create(
 def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillFile:
     """Open the spill file of an existing disk.  Raises SetupError where it is gone or another's."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | _exclusive(path))
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BusyError(f"spill={path}: the device is in use; is it mounted?") from error
         raise SetupError(
             f"spill={path}: {error.strerror}; it holds pages of this disk, put it back"
         ) from error
@@ -162,17 +164,25 @@ def _collect(path: pathlib.Path) -> bool:
         return False
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        header = _parse(os.pread(fd, _HEADER.size, 0))
-        if header is None or not _is_garbage(header):
+        # Without the lock first, since a disk that starts must not find it taken; then judged again, since
+        # a disk may have been made over the garbage meanwhile.
+        if not _holds_garbage(fd):
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        if not _holds_garbage(fd) or not _has_name(fd, path):
+            return False
         path.unlink(missing_ok=True)
         return True
     finally:
         os.close(fd)
+
+
+def _holds_garbage(fd: int) -> bool:
+    header = _parse(os.pread(fd, _HEADER.size, 0))
+    return header is not None and _is_garbage(header)
 
 
 def _is_garbage(header: SpillHeader) -> bool:
@@ -233,18 +243,31 @@ def _open_named(path: pathlib.Path) -> tuple[int, bool]:
         try:
             fd, made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), True
         except FileExistsError:
-            # On a block device O_EXCL says whether it is mounted or otherwise in use.
-            exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
-            fd, made = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive), False
+            fd, made = os.open(path, os.O_RDWR | os.O_CLOEXEC | _exclusive(path)), False
     except OSError as error:
         hint = "is it mounted?" if error.errno == errno.EBUSY else "choose another path"
         raise SetupError(f"spill={path}: {error.strerror}; {hint}") from error
     try:
         _lock(fd, path)
+        if not _has_name(fd, path):
+            # Garbage when it was opened, and collected before it was locked.
+            raise BusyError(f"spill={path}: removed meanwhile; try again")
     except BaseException:
         os.close(fd)
         raise
     return fd, made
+
+
+def _exclusive(path: pathlib.Path) -> int:
+    """On a block device O_EXCL asks whether it is mounted or otherwise in use, and keeps others from that."""
+    return os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
+
+
+def _has_name(fd: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(fd: int, path: pathlib.Path) -> None:

@@ -61,6 +61,7 @@ class Engine:
             state.shape.size_bytes,
             spill.fd,
             spill.align,
+            spill.direct,
             geometry.SPILL_HEADER_BYTES,
             uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
             key,

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from swaptide.cache.pthread cimport pthread_mutex_t
 from swaptide.cache.seal cimport sealer
 
 cdef enum:
@@ -14,6 +15,7 @@ cdef struct SpillFile:
     uint32_t align              # of offsets, lengths and buffers for direct I/O, in bytes
     uint64_t base               # offset of the first disk slot
     uint64_t disk_seed
+    pthread_mutex_t *in_turn    # NULL where writes are direct: an error is that of its write
 
 cdef int image_make(char *image, sealer *by, const char *pages, const SpillFile *spill, uint64_t write,
                     uint32_t slot, uint32_t count) noexcept nogil

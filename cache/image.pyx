@@ -12,13 +12,20 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.types cimport off_t
 
 from swaptide.cache.entry cimport PAGE_BYTES, PAGE_SHIFT, PIECES, RMAP_OFFSET, SEGMENT_BYTES, SEGMENT_SHIFT
-
+from swaptide.cache.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from swaptide.cache.seal cimport seal, seal_place, sealer, unseal
 
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buf, size_t count, off_t offset) noexcept
     ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset) noexcept
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept
+    enum: RWF_DSYNC
 
 cdef enum:
     RMAP_BYTES = PIECES * 8
@@ -96,12 +103,27 @@ cdef bint piece_open(char *to, sealer *by, const char *piece, const SpillFile *s
     return unseal(by, to, <const unsigned char *> piece + PAGE_BYTES, piece, PAGE_BYTES, &place)
 
 
+cdef ssize_t write_there(const SpillFile *spill, const char *data, size_t length, off_t at) noexcept nogil:
+    """As pwrite.  Data that only the page cache took may still be lost: it is written through, and one write
+    after the other, since the kernel tells a failure once, to whoever asks first."""
+    cdef iovec all
+    cdef ssize_t n
+    if spill.in_turn == NULL:
+        return pwrite(spill.fd, data, length, at)
+    all.iov_base = <void *> data
+    all.iov_len = length
+    pthread_mutex_lock(spill.in_turn)
+    n = pwritev2(spill.fd, &all, 1, at, RWF_DSYNC)
+    pthread_mutex_unlock(spill.in_turn)
+    return n
+
+
 cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil:
     cdef off_t at = <off_t> (spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
     cdef size_t done = 0
     cdef ssize_t n
     while done < SEGMENT_BYTES:
-        n = pwrite(spill.fd, image + done, SEGMENT_BYTES - done, at + <off_t> done)
+        n = write_there(spill, image + done, SEGMENT_BYTES - done, at + <off_t> done)
         if n < 0:
             if errno == EINTR:
                 continue

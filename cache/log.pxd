@@ -19,6 +19,7 @@ cdef class Log:
     cdef Mapping map
     cdef Segments segments
     cdef SpillFile spill
+    cdef pthread_mutex_t spill_lock
     cdef pthread_mutex_t stripes[STRIPES]
     cdef pthread_mutex_t bounce_lock
     cdef pthread_cond_t bounce_free

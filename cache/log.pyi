@@ -15,6 +15,7 @@ class Log:
         size_bytes: int,
         spill_fd: int,
         align: int,
+        direct: bool,
         base: int,
         disk_seed: int,
         key: bytearray | None,

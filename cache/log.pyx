@@ -76,12 +76,12 @@ cdef enum:
 cdef class Log:
     """A disk of `size_bytes` over a mapping, its segments and a spill file.
 
-    `spill_fd` is open for direct I/O with offsets and buffers aligned to `align` bytes; disk slots begin
-    at `base`; `disk_seed` is 64 bits of the disk's id; `key` is None where the disk is not encrypted.
+    `spill_fd` is open for I/O with offsets and buffers aligned to `align` bytes, which is `direct` or goes
+    through the page cache; disk slots begin at `base`; `disk_seed` is 64 bits of the disk's id; `key` is None where the disk is not encrypted.
     """
 
     def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, int spill_fd, uint32_t align,
-                  uint64_t base, uint64_t disk_seed, const unsigned char[:] key):
+                  bint direct, uint64_t base, uint64_t disk_seed, const unsigned char[:] key):
         cdef int i
         cdef void *memory
         self.map = map
@@ -91,6 +91,8 @@ cdef class Log:
         self.spill.align = align
         self.spill.base = base
         self.spill.disk_seed = disk_seed
+        pthread_mutex_init(&self.spill_lock, NULL)
+        self.spill.in_turn = NULL if direct else &self.spill_lock
         for i in range(STRIPES):
             pthread_mutex_init(&self.stripes[i], NULL)
         pthread_mutex_init(&self.bounce_lock, NULL)
@@ -110,6 +112,7 @@ cdef class Log:
         cdef int i
         for i in range(STRIPES):
             pthread_mutex_destroy(&self.stripes[i])
+        pthread_mutex_destroy(&self.spill_lock)
         pthread_cond_destroy(&self.bounce_free)
         pthread_mutex_destroy(&self.bounce_lock)
         for i in range(BOUNCE_BUFFERS):

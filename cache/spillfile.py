@@ -5,6 +5,7 @@ contents, and the boot in which it was made.  A spill file whose state file is g
 Runs before the server starts, in one thread.
 """
 
+import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -25,6 +26,11 @@ MAGIC = b"tidespil"
 _HEADER = struct.Struct("<8sQ16s40s1024s")
 _BLANK_PROBE_BYTES = 1 << 20
 DEFAULT_DIRECTORY = pathlib.Path("/var/tmp")
+# statx(2), Linux 6.1
+_AT_EMPTY_PATH = 0x1000
+_STATX_DIOALIGN = 0x2000
+_STATX_BYTES = 256
+_STATX_DIO_MEMORY_ALIGN = 152  # where it lies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +44,14 @@ class SpillHeader:
 
 @dataclasses.dataclass
 class SpillFile:
-    """An open, locked, fully reserved spill file.  `align` is what direct I/O demands, in bytes."""
+    """An open, locked, fully reserved spill file.  `align` is what direct I/O demands, in bytes.
+
+    Not `direct`: what is written goes to the page cache first.
+    """
 
     fd: int
     align: int
+    direct: bool
     path: pathlib.Path | None
     reserved_bytes: int
 
@@ -75,7 +85,7 @@ def create(
             _check_ours(fd, path, disk_id, force)
         _reserve(fd, shape.spill_bytes, path)
         _write_header(fd, SpillHeader(disk_id, state_path, boot_id()))
-        return SpillFile(fd, _go_direct(fd, path), path, shape.spill_bytes)
+        return SpillFile(fd, *_go_direct(fd, path), path, shape.spill_bytes)
     except BaseException:
         os.close(fd)
         if made and path is not None:
@@ -104,7 +114,7 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
         size = os.lseek(fd, 0, os.SEEK_END)
         if size < shape.spill_bytes:
             raise SetupError(f"spill={path}: cut short to {size} bytes, {shape.spill_bytes} expected")
-        return SpillFile(fd, _go_direct(fd, path), path, shape.spill_bytes)
+        return SpillFile(fd, *_go_direct(fd, path), path, shape.spill_bytes)
     except BaseException:
         os.close(fd)
         raise
@@ -324,16 +334,30 @@ def _reserve(fd: int, needed: int, path: pathlib.Path | None) -> None:
         raise SetupError(f"{where}: cannot reserve {needed} bytes: {error.strerror}") from error
 
 
-def _go_direct(fd: int, path: pathlib.Path | None) -> int:
-    """Switch the descriptor to direct I/O; returns the alignment it demands, in bytes."""
+def _go_direct(fd: int, path: pathlib.Path | None) -> tuple[int, bool]:
+    """Switch the descriptor to direct I/O; the alignment it demands, in bytes, and whether it is that."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+        direct = _is_direct(fd)
     except OSError:
+        direct = False
+    if not direct:
         log.warning("no direct I/O there: spilled pages will also occupy the page cache path=%s", path)
-        return geometry.PAGE_BYTES
+        return geometry.PAGE_BYTES, False
     with mmap.mmap(-1, geometry.PAGE_BYTES) as page, memoryview(page) as view:
         try:
             os.preadv(fd, [view[:512]], 512)
         except OSError:
-            return geometry.PAGE_BYTES
-    return 512
+            return geometry.PAGE_BYTES, True
+    return 512, True
+
+
+def _is_direct(fd: int) -> bool:
+    """Whether O_DIRECT is more than accepted: ext4 with data=journal takes it, and uses the page cache."""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found) != 0:
+        return True
+    (mask,) = struct.unpack_from("<I", found)
+    (memory_align,) = struct.unpack_from("<I", found, _STATX_DIO_MEMORY_ALIGN)
+    return not mask & _STATX_DIOALIGN or memory_align != 0  # older kernels, and many file systems, do not say

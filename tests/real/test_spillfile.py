@@ -1,15 +1,19 @@
-"""The spill file's name, header and lock, with another process coming between."""
+"""The spill file's name, header and lock with another process coming between, and one without direct I/O."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
+import random
+import subprocess
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
-from swaptide.cache import geometry, layout, spillfile
+from swaptide.cache import engine, geometry, keys, layout, spillfile
 from swaptide.cache.errors import BusyError
-from tests.real import stores
+from tests.real import server, stores
 
 SHAPE = geometry.of_size(8 << 20)
 
@@ -74,3 +78,63 @@ def test_a_device_is_kept_from_others_after_a_restart_too(tmp_path: pathlib.Path
         with pytest.raises(BusyError, match="in use"):
             spillfile.reopen(path, SHAPE, disk_id)
         os.close(held)
+
+
+@contextlib.contextmanager
+def ext4(device: pathlib.Path, where: pathlib.Path, options: str) -> Iterator[None]:
+    """A file system on a device, mounted."""
+    stores.need("mkfs.ext4", "mount", "umount")
+    where.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-J", "size=4", str(device)], check=True)
+    done = subprocess.run(["mount", "-t", "ext4", "-o", options, str(device), str(where)], check=False)
+    if done.returncode:
+        pytest.skip("no ext4 can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=False)
+
+
+def test_a_late_write_error_without_direct_io_is_noticed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page cache takes everything; the store refuses it later, when the RAM may have been given back."""
+    real = fcntl.fcntl
+
+    def refuse(fd: int, what: int, *arguments: int) -> object:
+        if what == fcntl.F_SETFL and arguments[0] & os.O_DIRECT:
+            raise OSError(22, "no direct I/O")
+        return real(fd, what, *arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    state = server.directory_on_tmpfs(tmp_path) / "state"
+    noise = random.Random(1).randbytes(4 << 20)
+    with stores.faulty(tmp_path / "store", 128 << 20) as store, ext4(store.path, tmp_path / "fs", "rw"):
+        settings = engine.Settings(8 << 20, 256 << 20, state=state, spill=tmp_path / "fs" / "spill")
+        made = engine.Engine.prepare(settings)
+        try:
+            os.fsync(made.spill_fd)
+            made.segments.set_budget(1 << 40, 0)
+            made.segments.populate_now(6)
+            made.log.write_bytes(noise, 0)
+            with store.refusing("write"):
+                assert made.moves.spill(0) < 0
+            assert made.moves.drop(9) == 0
+            assert made.log.read_bytes(len(noise), 0) == noise
+        finally:
+            keys.erase(made.identity.disk_id)
+            made.stop()
+            state.unlink()
+            state.parent.rmdir()
+
+
+def test_direct_io_in_name_only_is_seen(tmp_path: pathlib.Path) -> None:
+    """ext4 with data=journal accepts O_DIRECT, and uses the page cache all the same."""
+    for options, direct in (("data=ordered", True), ("data=journal", False)):
+        image = tmp_path / f"image-{direct}"
+        with open(image, "wb") as file:
+            file.truncate(64 << 20)
+        with stores.loop(image) as device, ext4(device, tmp_path / options, options):
+            made = spillfile.create(tmp_path / options / "s", SHAPE, str(uuid.uuid4()), "", force=False)
+            assert made.direct is direct
+            made.close()

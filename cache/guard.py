@@ -36,7 +36,7 @@ def protect(mapping: Mapping, *, may_be_swapped: bool) -> None:
     hide()
     mark_io_flusher()
     _lower_oom_score()
-    _lock(libc, mapping, may_be_swapped=may_be_swapped)
+    _lock(mapping, may_be_swapped=may_be_swapped)
 
 
 def hide() -> None:
@@ -68,8 +68,9 @@ def _lower_oom_score() -> None:
         log.warning("oom_score_adj cannot be lowered reason=%r; give CAP_SYS_RESOURCE", error.strerror)
 
 
-def _lock(libc: ctypes.CDLL, mapping: Mapping, *, may_be_swapped: bool) -> None:
+def _lock(mapping: Mapping, *, may_be_swapped: bool) -> None:
     """Everything, since the key lies in the heap, and guest pages in buffers of nbdkit's and ours."""
+    libc = ctypes.CDLL(None, use_errno=True)
     # What comes later counts against the limit, and an mmap beyond it fails: not where there is a limit.
     flags = _CURRENT | _ON_FAULT | (_FUTURE if _may_lock_all() else 0)
     if libc.mlockall(flags) == 0:

@@ -77,7 +77,8 @@ cdef class Log:
     """A disk of `size_bytes` over a mapping, its segments and a spill file.
 
     `spill_fd` is open for I/O with offsets and buffers aligned to `align` bytes, which is `direct` or goes
-    through the page cache; disk slots begin at `base`; `disk_seed` is 64 bits of the disk's id; `key` is None where the disk is not encrypted.
+    through the page cache; disk slots begin at `base`; `disk_seed` is 64 bits of the disk's id; `key` is
+    None where the disk is not encrypted.
     """
 
     def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, int spill_fd, uint32_t align,

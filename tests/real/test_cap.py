@@ -1,11 +1,14 @@
 """The cap, seen from outside: memory stays under it, writers wait at it, nothing wedges."""
 
+import contextlib
 import os
 import pathlib
 import random
 import resource
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import nbd
 import pytest
@@ -22,7 +25,11 @@ OLD = random.Random(0).randbytes(PAGE)
 
 
 class Sampler:
-    """Looks at a server's memory from outside, many times a second: st_blocks of the state file and smaps."""
+    """Looks at a server's memory from outside, many times a second: st_blocks of the state file and smaps.
+
+    The server is stopped meanwhile: memory moves from one to the other, and on a busy machine seconds can
+    pass between the two looks.
+    """
 
     def __init__(self, disk: server.Server) -> None:
         self._disk = disk
@@ -47,22 +54,39 @@ class Sampler:
         assert self._disk.state is not None
         with self._disk.face() as face:
             base = face.counters()["base_bytes"]
-        return os.stat(self._disk.state).st_blocks * 512 + max(0, private_bytes(self._disk.pid) - base)
+        with stopped(self._disk.pid):
+            private = private_bytes(self._disk.pid)
+            return os.stat(self._disk.state).st_blocks * 512 + max(0, private - base)
 
     def since(self, when: float) -> list[int]:
         """Samples taken after `when`."""
         return [value for at, value in self.samples if at >= when]
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Nothing of a child process runs inside: what is read one after the other is true of one moment."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def private_bytes(pid: int) -> int:
-    """Private memory by smaps, shared mappings left out; written apart from the plugin's own meter."""
-    total, shared = 0, False
+    """Private memory by smaps; written apart from the plugin's own meter.
+
+    Without shared mappings, and without clean pages of files: those are the page cache's, and become
+    private or shared as any other process that maps the same library comes and goes.
+    """
+    total, shared, of_file = 0, False, False
     for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
-        if words[0].startswith("Private_"):
+        if words[0] == "Private_Dirty:" or (words[0] == "Private_Clean:" and not of_file):
             total += 0 if shared else int(words[1]) * 1024
         elif not words[0].endswith(":"):
-            shared = words[1][3] == "s"
+            shared, of_file = words[1][3] == "s", words[4] != "0"
     return total
 
 

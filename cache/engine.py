@@ -12,6 +12,7 @@ import pathlib
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 
 from swaptide.cache import face, geometry, guard, keys, layout, recovery, spillfile, statefile, swaplabel
 from swaptide.cache.errors import UsageError
@@ -193,7 +194,7 @@ class Engine:
         movers = Movers(self.moves, self.segments, self._kick_fd)
         # Measures the base, so it comes when every buffer is there.
         self._governor = Governor(
-            mapping, self.segments, movers, self._state.path, self._spill.reserved_bytes
+            mapping, self.segments, movers, self._state.fd, self._state.path, self._spill.reserved_bytes
         )
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
         self._runner.start()
@@ -237,6 +238,10 @@ class Engine:
             mapping.set_counter_word(index, self._clients)
             if self._governor is not None:
                 self._governor.expect_connections(self._clients)
+
+    def wait_for_room(self, pause: Callable[[float], bool]) -> bool:
+        """Wait a while for room for the buffers of the clients counted; false as soon as `pause` is."""
+        return self._governor is None or self._governor.wait_for_room(pause)
 
     def set_target(self, target_bytes: int) -> None:
         """Change the target from inside the process; it is in force at once."""

@@ -7,6 +7,9 @@ import asyncio
 import logging
 import os
 import pathlib
+import threading
+import time
+from collections.abc import Callable
 from typing import Final
 
 from swaptide.cache import geometry, layout, memory
@@ -20,8 +23,14 @@ log = logging.getLogger(__name__)
 ACTIVE_SECONDS: Final = 0.1
 IDLE_SECONDS: Final = 1.0
 # nbdkit keeps one buffer per thread, as large as the largest request it saw: 16 threads of 1 MiB for each
-# connection.  Those of the first are in the base; those of any other are charged when it is opened.
-REQUEST_BUFFERS_BYTES: Final = 16 * geometry.MAX_REQUEST_BYTES
+# connection, and for each thread its stack and Python's state of it (measured: 14 KiB, and 20 for the first).
+# Those of the first connection are in the base; those of any other are charged when it is opened.
+REQUEST_BUFFERS_BYTES: Final = 16 * (geometry.MAX_REQUEST_BYTES + (32 << 10))
+# How long a further connection waits for the room of its buffers: while RAM is being given back; and where
+# none is left to give, as at the floor, for another connection to end.
+ROOM_SECONDS: Final = 5.0
+FLOOR_SECONDS: Final = 0.25
+ROOM_TICK_SECONDS: Final = 0.002
 
 _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
 _COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
@@ -37,20 +46,23 @@ _ACTIVITY = (
 
 
 class Governor:
-    """The budget of one disk.  `state_path` is watched for changes where the state file has a name."""
+    """The budget of one disk, whose state file is `state_fd`; its changes are watched where it has a name."""
 
     def __init__(
         self,
         mapping: Mapping,
         segments: Segments,
         movers: Movers,
+        state_fd: int,
         state_path: pathlib.Path | None,
         reserved_bytes: int,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
         self._movers = movers
+        self._state_fd = state_fd
         self._state_path = state_path
+        self._applying = threading.Lock()
         self._meter = memory.Meter()
         self._changed = asyncio.Event()
         self._connections = 0
@@ -84,17 +96,51 @@ class Governor:
         self._connections = count
         self.apply()
 
+    def wait_for_room(self, pause: Callable[[float], bool]) -> bool:
+        """Wait, not for ever, until what the connections are charged is below the target.  Any thread.
+
+        `pause` lets seconds go by, and is false when there is nothing to wait for any more; then this is.
+        """
+        begun = time.monotonic()
+        while (patience := self._room_seconds()) > 0:
+            if time.monotonic() - begun > patience:
+                log.warning(
+                    "connection admitted beyond the target connections=%d target_bytes=%d",
+                    self._connections,
+                    self._control("target_bytes"),
+                )
+                return True
+            if not pause(ROOM_TICK_SECONDS):
+                return False
+        return True
+
+    def _room_seconds(self) -> float:
+        """How long it is worth waiting for room; 0 where there is enough."""
+        if self._connections <= 1:
+            return 0.0  # in the base
+        now = Snapshot(*self._segments.snapshot())
+        if now.populated > now.limit:
+            return ROOM_SECONDS
+        # The limit never falls below what a disk needs to work: then it says nothing about the room.
+        used = os.fstat(self._state_fd).st_blocks * 512 + self._charge_bytes(0)
+        return FLOOR_SECONDS if used > self._control("target_bytes") else 0.0
+
     def apply(self) -> None:
-        """Take over the target and measure the memory that counts against it."""
-        target = self._control("target_bytes")
-        try:
-            private = self._meter.now_bytes()
-        except OSError:  # no descriptor to be had, for example: the last figure has to do
-            private = self._counter("private_bytes")
+        """Take over the target and measure the memory that counts against it.  Any thread."""
+        # One at a time, or a charge just made would be taken back by who counted the connections before.
+        with self._applying:
+            target = self._control("target_bytes")
+            try:
+                private = self._meter.now_bytes()
+            except OSError:  # no descriptor to be had, for example: the last figure has to do
+                private = self._counter("private_bytes")
+            self._segments.set_budget(target, self._charge_bytes(private))
+            self._put("private_bytes", private)
+            self._put("target_seen_bytes", target)
+
+    def _charge_bytes(self, private: int) -> int:
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
-        self._segments.set_budget(target, max(0, max(private, buffers) - self._base_bytes))
-        self._put("private_bytes", private)
-        self._put("target_seen_bytes", target)
+        return max(0, max(private, buffers) - self._base_bytes)
 
     def _watch(self) -> int | None:
         if self._state_path is None:

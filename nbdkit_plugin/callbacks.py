@@ -4,6 +4,7 @@ Called by nbdkit's threads with the GIL held.  A start that fails prints one lin
 process at once: nbdkit would print a traceback and could leave half a disk behind.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -104,7 +105,10 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 
 
 def open(readonly: bool) -> hot.Connection:
-    """Admit a client once nothing of a client that is gone can change the disk any more."""
+    """Admit a client once nothing of a client that is gone can change the disk any more.
+
+    And once there is room for the buffers of its requests, which nbdkit makes as they come.
+    """
     disk = _engine()
     wanted = nbdkit.export_name()
     if wanted not in ("", disk.identity.disk_id):
@@ -112,7 +116,12 @@ def open(readonly: bool) -> hot.Connection:
         raise RuntimeError(f"export {wanted!r} is not this disk, whose id is {disk.identity.disk_id}")
     disk.connected(+1)
     try:
-        return hot.admit(disk.wake_waiters)
+        connection = hot.admit(disk.wake_waiters)
+        if not disk.wait_for_room(hot.pause):
+            hot.dismiss(connection)
+            nbdkit.set_error(errno.ESHUTDOWN)
+            raise RuntimeError("the client went, or the server ends, before there was room for it")
+        return connection
     except BaseException:
         disk.connected(-1)  # nbdkit closes only what was opened
         raise

@@ -165,6 +165,15 @@ def admit(wake_waiters):
     return connection
 
 
+def pause(double seconds):
+    """Let less than a second go by; False once the calling thread's client is gone or the server ends."""
+    cdef unsigned nanoseconds = <unsigned> (seconds * 1e9)
+    cdef int result
+    with nogil:
+        result = _sleep(0, nanoseconds)
+    return result == 0
+
+
 def dismiss(Connection connection):
     """The connection is closed; nbdkit has no request of it left."""
     with _admission:

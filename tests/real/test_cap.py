@@ -121,6 +121,79 @@ def test_memory_never_passes_the_cap(tmp_path: pathlib.Path) -> None:
         assert max(sampler.since(0)) > cap // 2
 
 
+def connected(disk: server.Server) -> "nbd.NBD":
+    """A client of the disk."""
+    handle = nbd.NBD()
+    handle.connect_uri(disk.uri)
+    return handle
+
+
+def connected_or_not(disk: server.Server) -> None:
+    """Try to be a client."""
+    with contextlib.suppress(nbd.Error):
+        connected(disk)
+
+
+def read_with_all_threads(handle: "nbd.NBD") -> None:
+    """Have each of nbdkit's threads of this connection make a buffer of 1 MiB, all at once."""
+    buffers = [nbd.Buffer(1 << 20) for _ in range(32)]
+    for _ in range(8):
+        cookies = [handle.aio_pread(buffer, n << 20) for n, buffer in enumerate(buffers)]
+        while cookies := [c for c in cookies if not handle.aio_command_completed(c)]:
+            handle.poll(-1)
+
+
+def write_in_turn(handle: "nbd.NBD", size: int) -> None:
+    """Write the first `size` bytes with pages that share nothing."""
+    for start in range(0, size, 1 << 20):
+        handle.pwrite(random.Random(start).randbytes(1 << 20), start)
+
+
+def test_further_connections_get_their_buffers_below_the_cap(tmp_path: pathlib.Path) -> None:
+    """RAM is full to the cap when they come, and stays so for a while; they use all their buffers at once."""
+    cap = 48 << 20
+    with server.serving(tmp_path, size=str(SIZE), ram=str(cap), spill=str(tmp_path / "spill")) as disk:
+        clients = [connected(disk)]
+        write_in_turn(clients[0], SIZE)
+
+        def come() -> None:
+            clients.append(connected(disk))
+            read_with_all_threads(clients[-1])
+
+        with Sampler(disk) as sampler:
+            for _ in range(2):
+                coming = threading.Thread(target=come)
+                with FailingStore(disk.pid):
+                    coming.start()
+                    time.sleep(0.5)
+                coming.join()
+        for client in clients:
+            client.shutdown()
+        assert max(sampler.since(0)) <= cap
+        assert "beyond the target" not in disk.log.read_text()
+
+
+def test_a_connection_waits_for_room_neither_for_ever_nor_after_the_end(tmp_path: pathlib.Path) -> None:
+    """No room comes: the store fails."""
+    with server.serving(tmp_path, size=str(SIZE), ram="48M", spill=str(tmp_path / "spill")) as disk:
+        first = connected(disk)
+        write_in_turn(first, 40 << 20)
+        with FailingStore(disk.pid):
+            started = time.monotonic()
+            second = connected(disk)
+            assert 4 < time.monotonic() - started < 15
+            assert "connection admitted beyond the target" in disk.log.read_text()
+            third = threading.Thread(target=connected_or_not, args=(disk,))
+            third.start()
+            time.sleep(0.5)
+            assert third.is_alive()
+            started = time.monotonic()
+            disk.stop()
+            assert time.monotonic() - started < 3
+            third.join()
+        del first, second
+
+
 def test_a_squeeze_only_falls_and_then_holds(tmp_path: pathlib.Path) -> None:
     with (
         server.serving(tmp_path, size=str(SIZE), ram="256M", spill=str(tmp_path / "spill")) as disk,
@@ -204,8 +277,9 @@ class FailingStore:
         self.mend()
 
     def mend(self) -> None:
-        """Let the store work again."""
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, self.before)
+        """Let the store work again, if the server is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, self.before)
 
 
 def write_pages_until_one_waits(handle: "nbd.NBD", page: int, model: bytearray) -> int:

@@ -71,8 +71,9 @@ class Config:
             elif isinstance(value, int):
                 lines.append(f"{field.name} = {value}")
             else:
-                # A JSON string is a TOML basic string.
-                lines.append(f"{field.name} = {msgspec.json.encode(str(value)).decode()}")
+                # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+                text = msgspec.json.encode(str(value)).decode().replace("\x7f", "\\u007f")
+                lines.append(f"{field.name} = {text}")
         return "\n".join(lines) + "\n"
 
 

@@ -48,6 +48,7 @@ FILES = st.one_of(
 
 @EXAMPLES
 @hypothesis.given(content=FILES)
+@hypothesis.example(content=b'"run_dir"="\\u007f"')
 def test_configurations(tmp_path: pathlib.Path, content: bytes) -> None:
     file = tmp_path / "config.toml"
     file.write_bytes(content)

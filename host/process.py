@@ -22,6 +22,9 @@ KILL_SECONDS = 1.0
 _INNER = 'read -r _ <&4 || exit; exec 4<&-; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 _OUTER = 'cd / || exit; inner=$1; shift; /bin/sh -c "$inner" sh "$@" 5>&- & echo $! >&5'
 _LOG_LIMIT_BYTES = 1 << 20
+# An operator's secrets and oddities are not for a process of another user; SWAPTIDE_ is what tests set.
+_KEPT = frozenset(("LANG", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE"))
+_KEPT_FAMILIES = ("LC_", "SWAPTIDE_")
 _OOM_SCORE_ADJ = -500  # as cache/guard.py has it
 
 
@@ -126,10 +129,11 @@ def command_line(pid: int) -> list[str]:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment that nbdkit gets."""
+    """The environment that nbdkit gets: of the daemon's own, what it needs to find itself and to speak."""
+    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_KEPT_FAMILIES)}
     # nbdkit's Python takes its venv from the python3 that it finds first.
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path}
+    return {**kept, "PATH": path}
 
 
 def _private(path: str, flags: int) -> int:

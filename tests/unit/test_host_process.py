@@ -6,7 +6,10 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
+
+import pytest
 
 from swaptide.host import process
 
@@ -43,6 +46,14 @@ def test_what_the_process_is_given(tmp_path: pathlib.Path) -> None:
             assert await live.end()
 
     asyncio.run(body())
+
+
+def test_only_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"LANG": "C.UTF-8", "LC_ALL": "C", "PYTHONPATH": "/p", "SWAPTIDE_POINT": "x"}
+    dropped = {"AWS_SECRET_ACCESS_KEY": "s", "LD_PRELOAD": "/l", "PYTHONSTARTUP": "/s", "NOTIFY_SOCKET": "n"}
+    monkeypatch.setattr(os, "environ", {**kept, **dropped, "HOME": "/root", "PATH": "/usr/bin"})
+    path = f"{pathlib.Path(sys.executable).parent}:/usr/bin"
+    assert process.environment() == {**kept, "PATH": path}
 
 
 def test_end_kills_what_ignores_sigterm(tmp_path: pathlib.Path) -> None:

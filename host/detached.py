@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def call(work: Callable[[], T], limit_seconds: float) -> T:
-    """What `work` returns or raises; TimeoutError after `limit_seconds`, while it goes on by itself.
+async def call(work: Callable[[], T], limit_seconds: float | None) -> T:
+    """What `work` returns or raises; TimeoutError after `limit_seconds`, if any, while it goes on.
 
     It runs in a daemon thread of its own: a thread of a pool would be joined when the loop ends.
     """

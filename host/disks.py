@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from swaptide.balloon import limits, squeeze
-from swaptide.cache import face
+from swaptide.cache import face, geometry
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
     config,
@@ -285,7 +285,7 @@ class Disks:
         name = keeper.definition.name
         with self._marked(name, _REMOVING):
             await keeper.update(msgspec.structs.replace(keeper.definition, removing=True))
-            left = await self._drop_contents(keeper)
+            left = await self._drop_contents(keeper, for_good=True)
             keeper.log_path.unlink(missing_ok=True)
             try:
                 await self._store.forget(name)
@@ -296,8 +296,11 @@ class Disks:
                     del self._keepers[name]
         return left
 
-    async def _drop_contents(self, keeper: supervisor.Keeper) -> list[str]:
-        """Stop the disk and remove its socket, key, state and spill; returns what is left, and why."""
+    async def _drop_contents(self, keeper: supervisor.Keeper, *, for_good: bool = False) -> list[str]:
+        """Stop the disk and remove its socket, key, state and spill; returns what is left, and why.
+
+        A device that is not encrypted is zeroed only `for_good`: else the next disk writes there.
+        """
         disk_id = keeper.definition.disk_id
         with contextlib.suppress(StateError, OSError):
             state = keeper.open_face()
@@ -315,7 +318,10 @@ class Disks:
         await keeper.estate.take_back(keeper.definition)
         # Without an id nothing was ever made: what lies at the spill path is somebody else's.
         if disk_id is not None:
-            left.append(await spills.release(pathlib.Path(keeper.definition.spill_path), disk_id))
+            plain = for_good and not keeper.definition.encrypt
+            needed = geometry.of_size(keeper.definition.size_bytes).spill_bytes if plain else 0
+            path = pathlib.Path(keeper.definition.spill_path)
+            left.append(await spills.release(path, disk_id, plain_bytes=needed))
         return [each for each in left if each is not None]
 
     @contextlib.contextmanager

@@ -1,18 +1,17 @@
 """Spill files as the daemon handles them: always with a time limit, since their store may be dead."""
 
-import contextlib
+import asyncio
 import ctypes
 import fcntl
 import logging
 import os
 import pathlib
 import stat
-import struct
 import threading
 
-from swaptide.cache import spillfile
+from swaptide.cache import geometry, spillfile
 from swaptide.cache.errors import SetupError, SwaptideError
-from swaptide.host import detached, isolation
+from swaptide.host import detached, isolation, zeros
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +19,9 @@ LIMIT_SECONDS = 2.0
 # A new disk waits longer for its store than one that is removed.
 MAKE_SECONDS = 60.0
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
-_BLKDISCARD = 0x1277
-_RANGE = struct.Struct("QQ")
+# How long one step of zeroing may take, and how often a long one is told of.
+_STEP_SECONDS = 15.0
+_TELL_SECONDS = 10.0
 
 
 async def lend(
@@ -57,18 +57,49 @@ async def take_back(loan: isolation.Loan) -> None:
         log.warning("spill not taken back spill=%s error=%r", loan.path, str(error))
 
 
-async def release(path: pathlib.Path, disk_id: str) -> str | None:
-    """Erase the spill of `disk_id` at `path`; returns the trouble, if any.  A dead store is left behind."""
+async def release(path: pathlib.Path, disk_id: str, *, plain_bytes: int = 0) -> str | None:
+    """Erase the spill of `disk_id` at `path`; returns the trouble, if any.  A dead store is left behind.
+
+    `plain_bytes` are how much of it is not encrypted: a device is not let go before they are zeros, however
+    long that takes, as long as it goes on.
+    """
+    progress = zeros.Progress()
+    work = asyncio.create_task(
+        detached.call(lambda: _release(path, disk_id, plain_bytes, progress), None), name=f"release {path}"
+    )
     try:
-        await detached.call(lambda: _release(path, disk_id), LIMIT_SECONDS)
+        await _while_it_goes_on(work, progress, path)
+        work.result()
     except TimeoutError:
         why = "its store does not answer"
     except (OSError, SwaptideError) as error:
         why = getattr(error, "strerror", None) or str(error)
     else:
         return None
+    finally:
+        work.cancel()
+    if progress.done_bytes < progress.total_bytes:
+        why += "; its contents stay, and they are not encrypted"
     log.warning("spill not released spill=%s error=%r", path, why)
     return f"spill={path} is not erased: {why}"
+
+
+async def _while_it_goes_on(work: asyncio.Task[None], progress: zeros.Progress, path: pathlib.Path) -> None:
+    """Wait for the end; raises TimeoutError if nothing happens for too long."""
+    loop = asyncio.get_running_loop()
+    told = loop.time()
+    while True:
+        before = progress.done_bytes
+        seconds = _STEP_SECONDS if progress.total_bytes else LIMIT_SECONDS
+        done, _ = await asyncio.wait([work], timeout=seconds)
+        if done:
+            return
+        if progress.done_bytes == before and (progress.total_bytes == 0 or seconds == _STEP_SECONDS):
+            raise TimeoutError
+        if loop.time() - told >= _TELL_SECONDS:
+            told = loop.time()
+            text = "device being zeroed spill=%s done_bytes=%d of_bytes=%d"
+            log.info(text, path, progress.done_bytes, progress.total_bytes)
 
 
 async def collect(directory: pathlib.Path) -> None:
@@ -84,7 +115,7 @@ async def collect(directory: pathlib.Path) -> None:
             log.info("orphan spill file removed file=%s", path)
 
 
-def _release(path: pathlib.Path, disk_id: str) -> None:
+def _release(path: pathlib.Path, disk_id: str, plain_bytes: int, progress: zeros.Progress) -> None:
     try:
         header = spillfile.read_header(path)
     except FileNotFoundError:
@@ -94,20 +125,38 @@ def _release(path: pathlib.Path, disk_id: str) -> None:
     # Opened before it loses its name and its header, erased after: nobody serves from a half erased one.
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            spillfile.release(path, disk_id)
+            _empty(fd)
+            return
+        if plain_bytes:
+            # The header last: a daemon that finds the removal half done finds the device by it.
+            _zero(fd, plain_bytes, progress)
         spillfile.release(path, disk_id)
-        _discard(fd)
-        if stat.S_ISBLK(os.fstat(fd).st_mode) and os.geteuid() == 0:
+        os.fsync(fd)  # else a device that refuses it is never heard of
+        if not plain_bytes:
+            zeros.discard(
+                fd, 0, os.lseek(fd, 0, os.SEEK_END)
+            )  # where it can: it is noise without its key anyway
+        if os.geteuid() == 0:
             os.fchown(fd, 0, -1)
     finally:
         os.close(fd)
 
 
-def _discard(fd: int) -> None:
-    """Have the store forget the contents, where it can: what is encrypted is noise without its key anyway."""
+def _zero(fd: int, plain_bytes: int, progress: zeros.Progress) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its state file is gone: others may take it otherwise
+    except BlockingIOError:
+        progress.total_bytes = plain_bytes
+        raise SetupError("its process does not end") from None
     size = os.lseek(fd, 0, os.SEEK_END)
-    if stat.S_ISBLK(os.fstat(fd).st_mode):
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(fd, _BLKDISCARD, _RANGE.pack(0, size))
-    else:
-        fallocate = ctypes.CDLL(None).fallocate
-        fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(size))
+    zeros.write(fd, geometry.SPILL_HEADER_BYTES, min(size, plain_bytes), progress)
+
+
+def _empty(fd: int) -> None:
+    """A file that has lost its name; it may have another one, of which we know nothing."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    fallocate = ctypes.CDLL(None).fallocate
+    if fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(size)) != 0:
+        os.ftruncate(fd, 0)

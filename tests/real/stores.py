@@ -19,6 +19,7 @@ import pytest
 
 MIB = 1 << 20
 READY_SECONDS = 10.0
+_WRITING = ("pwrite", "zero", "trim")
 
 
 def need(*tools: str) -> None:
@@ -92,8 +93,8 @@ def faulty(directory: pathlib.Path, size: int, write_error: str = "EIO") -> Iter
     image.touch()
     os.truncate(image, size)
     mounted.mkdir()
-    filters = [f"error-pwrite={write_error}", "error-pread=EIO"]
-    for what, operation in (("read", "pread"), ("write", "pwrite")):
+    filters = ["error-pread=EIO", *(f"error-{operation}={write_error}" for operation in _WRITING)]
+    for what, operation in (("read", "pread"), *(("write", each) for each in _WRITING)):
         filters += [f"error-{operation}-rate=100%", f"error-{operation}-file={directory / f'no-{what}'}"]
     serve = ["nbdkit", "-f", "-U", str(socket), "--filter=error", "file", str(image), *filters]
     show = ["nbdfuse", str(mounted / "disk"), f"nbd+unix:///?socket={socket}"]

@@ -14,7 +14,7 @@ import struct
 import uuid
 import zlib
 
-from swaptide.cache import face, geometry, layout
+from swaptide.cache import face, geometry, keys, layout
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.cache.mapping import Mapping
 
@@ -177,11 +177,23 @@ def _fill(
 
 
 def _sweep_drafts(path: pathlib.Path) -> None:
-    """Remove what creators of this name left behind that were killed half way."""
+    """Remove what creators of this name left behind that were killed half way, and their keys."""
     for draft in path.parent.glob(f".{path.name}.*.new"):
         with contextlib.suppress(OSError), open(draft, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk_id = id_of_draft(path, draft)
+            with contextlib.suppress(SetupError):  # no keyring, no key
+                if disk_id is not None:
+                    keys.erase(disk_id)
             draft.unlink()
+
+
+def id_of_draft(path: pathlib.Path, draft: pathlib.Path) -> str | None:
+    """The disk that was to be made at `path`, as the name of its draft says; None if it does not."""
+    try:
+        return str(uuid.UUID(draft.name.removeprefix(f".{path.name}.").removesuffix(".new")))
+    except ValueError:
+        return None
 
 
 def _lock(fd: int, path: pathlib.Path) -> None:

@@ -3,13 +3,15 @@
 import os
 import pathlib
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from swaptide.cache import engine, face, geometry, movers, statefile
+from swaptide.cache import engine, face, geometry, keys, movers, statefile
 from swaptide.cache.errors import BusyError, SetupError
 
 PAGE = 4096
@@ -233,6 +235,33 @@ def test_of_two_who_make_one_disk_the_second_harms_nothing(disk: Disk, tmp_path:
         assert opened.identity.disk_id == first.identity.disk_id
     first.discard()
     assert not disk.state.exists()
+
+
+KILLED = """
+import os, pathlib, sys
+from swaptide.cache import engine, statefile
+statefile.StateFile.publish = lambda self: os._exit(9)
+size, ram, state, spill = sys.argv[1:]
+engine.Engine.prepare(
+    engine.Settings(int(size), int(ram), int(ram), state=pathlib.Path(state), spill=pathlib.Path(spill))
+)
+"""
+
+
+def test_a_key_whose_disk_never_got_its_name_goes_with_the_draft(disk: Disk) -> None:
+    words = [str(SIZE), str(FLOOR), str(disk.state), str(disk.spill)]
+    assert subprocess.run([sys.executable, "-P", "-c", KILLED, *words], check=False).returncode == 9
+    (draft,) = disk.state.parent.glob(f".{disk.state.name}.*.new")
+    old = statefile.id_of_draft(disk.state, draft)
+    assert old is not None
+    keys.find(old)
+    made = disk.prepare(FLOOR)
+    try:
+        assert not draft.exists()
+        with pytest.raises(SetupError):
+            keys.find(old)
+    finally:
+        made.abandon()
 
 
 def test_a_state_file_of_another_boot_is_refused(disk: Disk) -> None:

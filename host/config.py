@@ -13,13 +13,14 @@ from typing import Annotated
 import msgspec
 
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import paths
+from swaptide.host import paths, uids
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
 _LONGEST_BYTES = 1 << 20
 _UNSET = {
     "memory_dir": "a tmpfs of the daemon's own, else /dev/shm",
-    "user": "under a daemon of root the user swaptide if there is one, else nobody",
+    "user": "under a daemon of root each disk has a user of its own, see uids",
+    "uids": f"{uids.DEFAULT.start}-{uids.DEFAULT.stop - 1} where they are free, unless user is set",
 }
 
 
@@ -32,6 +33,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # Not more: the plugin's base counts the request buffers of 16 (cache/governor.py).
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
     user: _Text | None = None
+    uids: _Text | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Config:
     """What a daemon runs with.  Directories are absolute.
 
     `memory_dir` is where state files lie; None means a tmpfs of the daemon's own below the run
-    directory, or /dev/shm where it may not mount one.  `user` is who nbdkit runs as under a daemon of
-    root; None means the user swaptide if there is one, else nobody.
+    directory, or /dev/shm where it may not mount one.  `user` is who all disks' nbdkit run as under
+    a daemon of root; None means that each disk has a number of its own out of `uids`.
     """
 
     run_dir: pathlib.Path
@@ -50,6 +52,7 @@ class Config:
     nbdkit: str
     threads: int
     user: str | None = None
+    uids: str | None = None
 
     @property
     def control_socket(self) -> pathlib.Path:
@@ -83,6 +86,8 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
     Raises SetupError if the file cannot be read, UsageError if it is no TOML or has a bad key.
     """
     chosen = _read(file) if file is not None else _File()
+    if chosen.uids is not None:
+        _check_uids(file, chosen)
     state_dir = _directory(chosen.state_dir) or paths.default_state_dir()
     return Config(
         run_dir=run_dir or _directory(chosen.run_dir) or paths.default_run_dir(),
@@ -92,7 +97,17 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
         nbdkit=chosen.nbdkit,
         threads=chosen.threads,
         user=chosen.user,
+        uids=chosen.uids,
     )
+
+
+def _check_uids(file: pathlib.Path | None, chosen: _File) -> None:
+    try:
+        uids.parse(chosen.uids or "")
+    except UsageError as error:
+        raise UsageError(f"configuration {file}: {error}") from None
+    if chosen.user is not None:
+        raise UsageError(f"configuration {file}: user is one for all disks, uids one for each; choose one")
 
 
 def _directory(text: str | None) -> pathlib.Path | None:

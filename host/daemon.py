@@ -25,7 +25,7 @@ def run(chosen: config.Config) -> None:
     Raises SetupError if the host lacks something, BusyError if another daemon has the run directory.
     """
     launch.require(chosen.nbdkit)
-    user = isolation.choose(chosen)
+    servants = isolation.choose(chosen)
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:
@@ -40,7 +40,7 @@ def run(chosen: config.Config) -> None:
         raise
     disks_left = False
     try:
-        disks_left = not _run_locked(chosen, user)
+        disks_left = not _run_locked(chosen, servants)
     finally:
         if not disks_left:
             # Before the lock is let go, so that nobody gets hold of a file that is about to vanish.
@@ -49,7 +49,7 @@ def run(chosen: config.Config) -> None:
         os.close(lock)
 
 
-def _run_locked(chosen: config.Config, user: isolation.User | None) -> bool:
+def _run_locked(chosen: config.Config, found: list[isolation.Servants]) -> bool:
     """Serve; returns whether no disk is left."""
     # Under root others may pass through, to files that they know and may open.
     for directory in (chosen.state_dir, chosen.spill_dir):
@@ -57,11 +57,11 @@ def _run_locked(chosen: config.Config, user: isolation.User | None) -> bool:
     store = definitions.Store(chosen.definitions_dir)
     place: memory.Memory | None = None
     try:
-        user = _isolate(chosen, user)
+        servants = _isolate(chosen, found)
         for directory in memory.collect_orphans():
             log.info("orphan memory removed directory=%s", directory)
-        place = memory.prepare(chosen, user)
-        asyncio.run(_serve(chosen, disks.Disks(chosen, place.directory, store, user)))
+        place = memory.prepare(chosen, servants)
+        asyncio.run(_serve(chosen, disks.Disks(chosen, place.directory, store, servants)))
     finally:
         empty = not store.names()
         if empty:
@@ -71,17 +71,17 @@ def _run_locked(chosen: config.Config, user: isolation.User | None) -> bool:
     return empty
 
 
-def _isolate(chosen: config.Config, user: isolation.User | None) -> isolation.User | None:
-    """The user that nbdkit runs as, if it can serve from where everything lies."""
-    if user is None:
-        return None
+def _isolate(chosen: config.Config, found: list[isolation.Servants]) -> isolation.Servants:
+    """Who serves the disks, from where everything lies.  Raises SetupError if it cannot be as configured."""
+    if found == [isolation.Servants()]:
+        return found[0]
     memory_dir = [] if chosen.memory_dir is None else [chosen.memory_dir]
     for directory in memory_dir:
         _make(directory, 0o711)
-    if not isolation.usable(user, chosen, [chosen.run_dir, chosen.spill_dir, *memory_dir]):
-        return None
-    isolation.lend_privileges()
-    return user
+    servants = isolation.settle(found, chosen, [chosen.run_dir, chosen.spill_dir, *memory_dir])
+    if servants != isolation.Servants():
+        isolation.lend_privileges()
+    return servants
 
 
 async def _serve(chosen: config.Config, served: disks.Disks) -> None:

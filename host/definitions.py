@@ -11,6 +11,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 
@@ -30,8 +31,9 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as it shall be.  Sizes in bytes; paths absolute.
 
     `disk_id` is the instance that was served last, None before the first start; `socket_owner` the user
-    that may connect, None for the daemon's own.  `removing` marks one whose removal has begun: a daemon that
-    finds it goes on with that.
+    that may connect, None for the daemon's own; `uid` the user and group that serve this disk and no other,
+    None where it has none.  `removing` marks one whose removal has begun: a daemon that finds it goes on
+    with that.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_id: str | None = None
     socket_owner: str | None = None
     removing: bool = False
+    uid: Annotated[int, msgspec.Meta(gt=0, lt=0xFFFFFFFF)] | None = None
 
 
 def check_name(name: str) -> None:

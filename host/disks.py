@@ -46,12 +46,12 @@ class Disks:
         chosen: config.Config,
         memory_dir: pathlib.Path,
         store: definitions.Store,
-        user: isolation.User | None = None,
+        servants: isolation.Servants | None = None,
     ) -> None:
         self._config = chosen
         self._memory_dir = memory_dir
         self._store = store
-        self._user = user
+        self._servants = servants or isolation.Servants()
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
         self._removals: set[asyncio.Task[None]] = set()
@@ -132,7 +132,7 @@ class Disks:
             if self._keepers.get(request.name) is not keeper or self._busy.get(request.name) != _CLEARING:
                 raise BusyError(f"disk {request.name} was removed while it was being cleared")
             blank = msgspec.structs.replace(keeper.definition, disk_id=None)
-            await keeper.update(supervisor.fresh_paths(blank, self._config, self._memory_dir))
+            await keeper.update(keeper.fresh_paths(blank))
             keeper.start()
             await keeper.started()
         return await report.fresh(keeper)
@@ -203,6 +203,7 @@ class Disks:
             self._config,
             self._memory_dir,
         )
+            apart=self._servants.apart,
         listener.check(self._config.run_dir / f"{request.name}.sock")
         return definition
 
@@ -224,7 +225,9 @@ class Disks:
         return None if disk_id is None else (disk_id, owner)
 
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
-        keeper = supervisor.Keeper(self._config, self._memory_dir, definition, self._store.save, self._user)
+        keeper = supervisor.Keeper(
+            self._config, self._memory_dir, definition, self._store.save, self._servants
+        )
         self._keepers[definition.name] = keeper
         return keeper
 
@@ -290,6 +293,7 @@ class Disks:
             try:
                 await self._store.forget(name)
             except SetupError as error:
+                await keeper.estate.release_user(keeper.definition)
                 left.append(f"its definition stays: {error}")
             finally:
                 if self._keepers.get(name) is keeper:
@@ -311,10 +315,9 @@ class Disks:
         left: list[str | None] = []
         # The key first: without it the rest is noise, whatever becomes of it.
         if disk_id is not None and keeper.definition.encrypt:
-            left.append(await keeper.estate.erase_key(disk_id, _owner(state_path)))
-        # What a process that was killed while it made its state file has left goes as well.
-        for path in (state_path, *state_path.parent.glob(f".{state_path.name}.*.new")):
-            left.append(_unlink(path))
+            owners = (_owner(state_path), keeper.definition.uid)
+            left.append(await keeper.estate.erase_key(disk_id, *owners))
+        left += await keeper.estate.remove_state(keeper.definition)
         await keeper.estate.take_back(keeper.definition)
         # Without an id nothing was ever made: what lies at the spill path is somebody else's.
         if disk_id is not None:
@@ -339,16 +342,6 @@ def _owner(path: pathlib.Path) -> int:
     with contextlib.suppress(OSError):
         return path.lstat().st_uid
     return os.geteuid()
-
-
-def _unlink(path: pathlib.Path) -> str | None:
-    """Remove a file of a directory that may be another user's; returns the trouble, if any."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:  # a directory, perhaps
-        log.warning("file not removed file=%s error=%r", path, error.strerror)
-        return f"{path}: {error.strerror}"
-    return None
 
 
 def _check_socket_owner(name: str) -> None:

@@ -1,11 +1,13 @@
-"""The unprivileged user that nbdkit runs as under a daemon of root, and what is handed over to it.
+"""The unprivileged users that nbdkit runs as under a daemon of root, and what is handed over to them.
 
-The user is chosen and tried once, at the daemon's start.  What lies in the user's own directory is not
-trusted: nothing here follows a link that this user could have made.
+Whether each disk has one of its own or all have the same is chosen and tried once, at the daemon's start.
+What lies in a user's own directory is not trusted: no link that this user could have made is followed here.
 """
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 
 from swaptide.cache import guard, spillfile
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import config, paths, process
+from swaptide.host import config, paths, process, uids
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,27 @@ class User:
     name: str
     uid: int
     gid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Servants:
+    """Who serves the disks: each has a number of its own where there are `claims`, else all have `user`.
+
+    Neither is the daemon's own user.
+    """
+
+    user: User | None = None
+    claims: uids.Claims | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether each disk has a user of its own."""
+        return self.claims is not None
+
+    def __str__(self) -> str:
+        if self.claims is not None:
+            return f"a user of each disk's own, uids {self.claims.uids.start}-{self.claims.uids.stop - 1}"
+        return "root" if self.user is None else f"user {self.user.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +80,54 @@ def find(name: str) -> User:
     return User(found.pw_name, found.pw_uid, found.pw_gid)
 
 
-def choose(chosen: config.Config) -> User | None:
-    """Who nbdkit shall run as, None for the daemon's own user; raises UsageError if there is no such user."""
+def numbered(uid: int, gid: int | None = None) -> User:
+    """A user that is a number alone, as a disk's own is; its group has the same."""
+    return User(str(uid), uid, uid if gid is None else gid)
+
+
+@functools.cache
+def name_of(uid: int) -> str:
+    """How the user of that number is called: the number where it has no name."""
+    if uid in uids.DEFAULT:
+        return str(uid)  # nobody else's, so that no directory service need be asked
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def choose(chosen: config.Config) -> list[Servants]:
+    """Who can serve, the best first; one where that is configured.  Raises UsageError for no such user."""
     if os.geteuid() != 0:
-        return None
+        return [Servants()]
     if chosen.user is not None:
         user = find(chosen.user)
-        return user if user.uid != 0 else None
+        return [Servants(user if user.uid != 0 else None)]
+    if chosen.uids is not None:
+        return [Servants(claims=uids.Claims(uids.parse(chosen.uids)))]
+    found = [Servants(claims=uids.Claims(uids.DEFAULT))]
     for name in _PREFERRED:
-        try:
-            return find(name)
-        except UsageError:
-            continue
-    log.warning("nbdkit runs as root: this host has none of the users %s", ", ".join(_PREFERRED))
-    return None
+        with contextlib.suppress(UsageError):
+            found.append(Servants(find(name)))
+            break
+    return [*found, Servants()]
 
 
-def usable(user: User, chosen: config.Config, directories: Sequence[pathlib.Path]) -> bool:
-    """Whether nbdkit can serve as `user`: it enters `directories` and loads the plugin.  Tells why not."""
-    why = _obstacle(user, chosen.nbdkit, directories)
-    if why is None:
-        log.info("nbdkit runs as user=%s uid=%d", user.name, user.uid)
-        return True
-    log.warning("nbdkit runs as root: user=%s cannot serve reason=%r", user.name, why)
-    return False
+def settle(found: Sequence[Servants], chosen: config.Config, directories: Sequence[pathlib.Path]) -> Servants:
+    """The first of `found` that can serve: nbdkit enters `directories` and loads the plugin.
+
+    Raises SetupError if it is the only one and cannot; what is passed over is a warning.
+    """
+    for servants in found:
+        why = _obstacle(servants, chosen.nbdkit, directories)
+        if why is None:
+            level = logging.WARNING if servants != found[0] else logging.INFO
+            log.log(level, "nbdkit runs as %s", servants)
+            return servants
+        if len(found) == 1:
+            raise SetupError(f"nbdkit cannot run as {servants}, as configured: {why}")
+        log.warning("nbdkit cannot run as %s reason=%r", servants, why)
+    raise AssertionError("root can")
 
 
 def prefix(user: User | None) -> list[str]:
@@ -195,7 +242,15 @@ def _give_file(fd: int, path: pathlib.Path, user: User) -> None:
     os.fchown(fd, user.uid, user.gid)
 
 
-def _obstacle(user: User, nbdkit: str, directories: Sequence[pathlib.Path]) -> str | None:
+def _obstacle(servants: Servants, nbdkit: str, directories: Sequence[pathlib.Path]) -> str | None:
+    user = servants.user
+    if servants.claims is not None:
+        user = numbered(servants.claims.uids[0])
+        why = servants.claims.obstacle()
+        if why is not None:
+            return why
+    if user is None:
+        return None
     if shutil.which("setpriv") is None:
         return "setpriv is missing; install the Debian package util-linux"
     for directory in directories:

@@ -26,13 +26,14 @@ _SAFE = "mode=0700,size=100%,nosuid,nodev,noexec"
 _OPTIONS = (f"{_SAFE},huge=within_size,noswap", f"{_SAFE},huge=within_size", f"{_SAFE},noswap", _SAFE)
 _NOTE = "run-dir"
 _PART = "disks"
+_APART = "disk@"
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Where state files lie, and whether the directory is a mount of ours.
 
-    `directory` is `base`, or the part of it that belongs to the user that nbdkit runs as.
+    `directory` is `base`, or the part of it that belongs to the one user that nbdkit runs as.
     """
 
     directory: pathlib.Path
@@ -40,13 +41,40 @@ class Memory:
     base: pathlib.Path
 
 
-def prepare(chosen: config.Config, user: isolation.User | None = None) -> Memory:
-    """The directory for state files, made ready with mode 0700, `user`'s where one is given.
+def prepare(chosen: config.Config, servants: isolation.Servants | None = None) -> Memory:
+    """The directory for state files, or for those of the disks, made ready for those who serve.
 
     Raises SetupError if there is none to be had.
     """
     made = _prepare(chosen)
-    return made if user is None else _part_of(made, user)
+    if servants is None or (servants.user is None and not servants.apart):
+        return made
+    # Searchable, so that the way is open; what the daemon relies on, nobody else can replace.
+    made.base.chmod(0o711)
+    return made if servants.user is None else _part_of(made, servants.user)
+
+
+def state_path(directory: pathlib.Path, name: str, *, apart: bool) -> pathlib.Path:
+    """Where a disk's state file lies: in `directory`, or `apart` in one of its own there."""
+    # No name of a disk and no escaped path has an @.
+    return (directory / f"{_APART}{name}" if apart else directory) / f"{name}.state"
+
+
+def own_directory(state: pathlib.Path) -> pathlib.Path | None:
+    """The directory of its own that a state file lies in, if it does."""
+    return state.parent if state.parent.name == f"{_APART}{state.stem}" else None
+
+
+def make_own(directory: pathlib.Path, user: isolation.User) -> None:
+    """Make a disk's own directory, or make one that is there the user's.  Raises SetupError."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if not stat.S_ISDIR(directory.lstat().st_mode):
+            raise SetupError(f"{directory} is not a directory; remove it")
+        os.chown(directory, user.uid, user.gid, follow_symlinks=False)
+        directory.chmod(0o700)  # whatever another user before made of it
+    except OSError as error:
+        raise SetupError(f"memory directory {directory} cannot be made: {error.strerror}") from error
 
 
 def _prepare(chosen: config.Config) -> Memory:
@@ -68,17 +96,9 @@ def _prepare(chosen: config.Config) -> Memory:
 
 
 def _part_of(made: Memory, user: isolation.User) -> Memory:
-    """A directory of the user's in one of ours: what the daemon relies on, nobody else can replace."""
+    """A directory of the user's in one of ours."""
     part = made.base / _PART
-    try:
-        part.mkdir(mode=0o700, exist_ok=True)
-        if not stat.S_ISDIR(part.lstat().st_mode):
-            raise SetupError(f"{part} is not a directory; remove it")
-        os.chown(part, user.uid, user.gid, follow_symlinks=False)
-        # Searchable, so that the way there is open.
-        made.base.chmod(0o711)
-    except OSError as error:
-        raise SetupError(f"memory directory {part} cannot be made: {error.strerror}") from error
+    make_own(part, user)
     return dataclasses.replace(made, directory=part)
 
 
@@ -91,8 +111,9 @@ def release(memory: Memory) -> None:
         if memory.mounted:
             _run("umount", str(memory.base))
         else:
-            with contextlib.suppress(FileNotFoundError):
-                (memory.base / _PART).rmdir()
+            for part in (memory.base / _PART, *memory.base.glob(f"{_APART}*")):
+                with contextlib.suppress(FileNotFoundError):
+                    part.rmdir()
         (memory.base / _NOTE).unlink(missing_ok=True)
         memory.base.rmdir()
     except (OSError, subprocess.CalledProcessError) as error:

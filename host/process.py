@@ -128,6 +128,15 @@ def command_line(pid: int) -> list[str]:
     return [os.fsdecode(part) for part in raw.split(b"\0")[:-1]]
 
 
+def user_of(pid: int) -> int | None:
+    """The number of the user that `pid` runs as, None if there is no such process."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    return next(int(line.split()[2]) for line in status.splitlines() if line.startswith(b"Uid:"))
+
+
 def environment() -> Mapping[str, str]:
     """The environment that nbdkit gets: of the daemon's own, what it needs to find itself and to speak."""
     kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_KEPT_FAMILIES)}

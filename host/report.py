@@ -6,7 +6,7 @@ from typing import Any
 
 from swaptide.cache import face, histogram, layout
 from swaptide.cache.errors import StateError
-from swaptide.host import supervisor
+from swaptide.host import isolation, process, supervisor
 
 _FRESH_SECONDS = 0.2
 _POLL_SECONDS = 0.005
@@ -55,6 +55,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "size_bytes": disk.size_bytes,
         "state": keeper.state.value,
         "pid": None if keeper.process is None else keeper.process.pid,
+        "user": _user(keeper),
         "socket": str(keeper.socket_path),
         "cap_bytes": disk.cap_bytes,
         "target_bytes": disk.cap_bytes,
@@ -82,6 +83,12 @@ def of(keeper: supervisor.Keeper) -> Report:
     if report["degraded"] and report["state"] == supervisor.State.RUNNING.value:
         report["state"] = "degraded"
     return report
+
+
+def _user(keeper: supervisor.Keeper) -> str | None:
+    """Who serves the disk: a process that was adopted may be another user's than the next one."""
+    uid = None if keeper.process is None else process.user_of(keeper.process.pid)
+    return None if uid is None else isolation.name_of(uid)
 
 
 def _numbers(state: face.StateFace) -> Report:

@@ -67,7 +67,7 @@ class Keeper:
         memory_dir: pathlib.Path,
         definition: definitions.Definition,
         save: Callable[[definitions.Definition], Awaitable[None]],
-        user: isolation.User | None = None,
+        servants: isolation.Servants | None = None,
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
@@ -78,7 +78,8 @@ class Keeper:
         self.face: face.StateFace | None = None
         self.settled = asyncio.Event()  # the first start has ended, one way or the other
         self.deaths = deaths.Deaths()
-        self.estate = estate.Estate(user)
+        self._servants = servants or isolation.Servants()
+        self.estate = estate.Estate(self._servants, chosen.definitions_dir / f"{definition.name}.json")
         self._config = chosen
         self._memory_dir = memory_dir
         self._save = save
@@ -293,6 +294,8 @@ class Keeper:
                     raise SetupError(f"process {found.pid} of {path} does not end; is its store alive?")
                 return None
             if found is not None:
+                with contextlib.suppress(SetupError, OSError):
+                    await self._find_user(fresh=False)
                 log.info("process adopted name=%s pid=%d", self.definition.name, found.pid)
                 self._answered_before = -1  # whatever it answered was for another daemon to see
                 return found
@@ -307,6 +310,7 @@ class Keeper:
         fresh = not pathlib.Path(self.definition.state_path).exists()
         if fresh:
             await self._renew()
+        await self._find_user(fresh=fresh)
         await self.estate.give(self.definition, fresh=fresh, force=force)
         self._answered_before = 0 if fresh else self._answered()
         if self.face is not None:
@@ -326,16 +330,31 @@ class Keeper:
     async def _renew(self) -> None:
         """The state file is gone, with the host or by hand: the disk comes back empty, as another one."""
         old = self.definition
-        if old.disk_id is None:
-            return  # it was never made
+        if old.disk_id is None:  # it was never made
+            await self._renew_place(old)
+            return
         log.warning("disk lost its memory and comes back empty name=%s old_id=%s", old.name, old.disk_id)
         if old.encrypt:
-            user = self.estate.user
-            await self.estate.erase_key(old.disk_id, os.geteuid() if user is None else user.uid)
+            await self.estate.erase_key(old.disk_id, old.uid)
+        await self.estate.remove_state(old)
         await spills.release(pathlib.Path(old.spill_path), old.disk_id)
-        await self.update(
-            fresh_paths(msgspec.structs.replace(old, disk_id=None), self._config, self._memory_dir)
-        )
+        await self.update(self.fresh_paths(msgspec.structs.replace(old, disk_id=None)))
+
+    async def _renew_place(self, old: definitions.Definition) -> None:
+        """Who serves may have changed since it was to be made, and where their state files lie."""
+        place = memory.state_path(self._memory_dir, old.name, apart=self._servants.apart)
+        if str(place) != old.state_path:
+            await self.estate.remove_state(old)
+            await self.update(msgspec.structs.replace(old, state_path=str(place)))
+
+    async def _find_user(self, *, fresh: bool) -> None:
+        uid = await self.estate.find_user(self.definition, fresh=fresh)
+        if uid != self.definition.uid:
+            await self.update(msgspec.structs.replace(self.definition, uid=uid))
+
+    def fresh_paths(self, definition: definitions.Definition) -> definitions.Definition:
+        """As the function of that name, for this keeper's disk."""
+        return fresh_paths(definition, self._config, self._memory_dir, apart=self._servants.apart)
 
     def _listen(self) -> None:
         if self._listener is None:
@@ -365,14 +384,19 @@ def _pause_seconds(failures: int) -> float:
 
 
 def fresh_paths(
-    definition: definitions.Definition, chosen: config.Config, memory_dir: pathlib.Path
+    definition: definitions.Definition,
+    chosen: config.Config,
+    memory_dir: pathlib.Path,
+    *,
+    apart: bool = False,
 ) -> definitions.Definition:
     """`definition` with paths for a disk that is yet to be made; a spill path that was chosen stays.
 
+    Its state file lies in `memory_dir`, or `apart` in a directory of its own there.
     The spill file's name is new each time: a process stuck on a dead store may still hold the old one.
     """
     spill = definition.spill_path
     if not definition.spill_chosen:
         spill = str(chosen.spill_dir / f"{definition.name}-{secrets.token_hex(4)}.spill")
-    state = str(memory_dir / f"{definition.name}.state")
+    state = str(memory.state_path(memory_dir, definition.name, apart=apart))
     return msgspec.structs.replace(definition, spill_path=spill, state_path=state)

@@ -27,6 +27,7 @@ MIB = daemons.MIB
 PATTERN = bytes(range(256)) * 16
 # Numbers that are no users of any host: nobody else is meant.
 SERVANT, OWNER, STRANGER = 54_321, 54_322, 54_323
+UIDS = "54331-54332"
 SYS_RESOURCE = 24  # CAP_SYS_RESOURCE
 IO_FLUSHER = 0x80000  # PF_MEMALLOC_NOIO in the flags of proc(5)
 CONNECT = "import nbd, sys; handle = nbd.NBD(); handle.connect_unix(sys.argv[1]); print(handle.get_size())"
@@ -318,22 +319,43 @@ def test_removal_erases_the_key_where_it_lies(root: pathlib.Path) -> None:
         assert not daemons.has_key(report["id"], 0)
 
 
-def test_where_the_user_cannot_go_root_serves_and_says_so(root: pathlib.Path) -> None:
+def test_where_no_user_can_go_root_serves_and_says_so(root: pathlib.Path) -> None:
     root.chmod(0o700)
-    with daemons.serving(root, user=str(SERVANT)) as daemon:
+    with daemons.serving(root) as daemon:
         report = daemon.add()
         write(report)
         check(report)
-        assert daemons.uid_of(report["pid"]) == 0
+        assert daemons.uid_of(report["pid"]) == 0 and report["user"] == "root"
         log = daemon.log.read_text()
         assert log.count("nbdkit runs as root") == 1 and f"may not enter {daemon.run_dir}" in log
 
 
-def test_the_default_user(root: pathlib.Path) -> None:
-    wanted = isolation.choose(daemons.config_of(root))
-    assert wanted is not None and wanted.name in ("swaptide", "nobody")
+@pytest.mark.parametrize("key", ["user", "uids"])
+def test_a_user_that_was_chosen_and_cannot_go_is_a_refusal(root: pathlib.Path, key: str) -> None:
+    """Never root instead: the operator would not know."""
+    root.chmod(0o700)
+    daemon = daemons.Daemon(root, **{key: UIDS if key == "uids" else str(SERVANT)})
+    done = daemon.run("serve", "--config", str(daemon.config))
+    assert done.returncode == 1 and f"may not enter {daemon.run_dir}" in done.stderr
+    assert not daemon.run_dir.exists() and not daemon.state_dir.exists()
+
+
+def test_uids_that_are_somebody_elses_are_a_refusal(root: pathlib.Path) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    daemon = daemons.Daemon(root, uids=f"{nobody - 1}-{nobody + 1}")
+    done = daemon.run("serve", "--config", str(daemon.config))
+    assert done.returncode == 1 and f"gives {nobody} to nobody" in done.stderr
+    with pytest.raises(AssertionError):
+        daemons.Daemon(root, uids=UIDS, user="nobody").start()
+    assert "choose one" in (root / "run.log").read_text()
+
+
+def test_by_default_each_disk_has_a_user_of_its_own(root: pathlib.Path) -> None:
+    first = isolation.choose(daemons.config_of(root))[0]
+    assert first.claims is not None
     with daemons.serving(root) as daemon:
-        assert daemons.uid_of(daemon.add()["pid"]) == pwd.getpwnam(wanted.name).pw_uid
+        users = {daemons.uid_of(daemon.add(name)["pid"]) for name in ("g1", "g2")}
+        assert len(users) == 2 and users <= set(first.claims.uids)
 
 
 def test_an_unknown_user_is_refused(root: pathlib.Path) -> None:

@@ -75,7 +75,11 @@ def cli() -> None:
 @click.option("--config", "file", type=click.Path(path_type=pathlib.Path), help="TOML configuration.")
 @click.option("--show-config", is_flag=True, help="Print the effective configuration and end.")
 def serve(run_dir: pathlib.Path | None, file: pathlib.Path | None, show_config: bool) -> None:
-    """Run the host daemon in the foreground."""
+    """Run the host daemon in the foreground.
+
+    SIGTERM, SIGINT and SIGHUP end it alike; its disks go on serving, and the next daemon adopts them.  The
+    configuration is read once: end the daemon and start it again after a change.
+    """
     from swaptide.host import config
 
     chosen = config.load(file, run_dir)
@@ -113,14 +117,18 @@ def disk() -> None:
 @click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
 @click.option("--socket-owner", metavar="USER", help="The user that may connect, such as libvirt-qemu.")
 @click.option("--force", is_flag=True, help="Take a spill path that holds something else.")
+@_json
 @_run_dir
-def add(run_dir: pathlib.Path | None, **given: Any) -> None:
+def add(run_dir: pathlib.Path | None, as_json: bool, **given: Any) -> None:
     """Make a disk and serve it."""
     from swaptide.host import protocol, sizes
 
     name = given["name"]
     with _going_on(f"disk {name} is being made all the same, `swaptide disk rm {name}` removes it"):
         report = _call(run_dir, protocol.Add(**{**given, "encrypt": given["encrypt"] == "yes"}))
+    if as_json:
+        _print_json(report)
+        return
     click.echo(f"disk {report['name']} serves, id {report['id']}")
     click.echo(f"reserved {sizes.show(report['reserved_bytes'])} on disk: {report['spill']}")
     click.echo(f"socket {report['socket']}")
@@ -160,8 +168,9 @@ def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 @_size_option("--ram", help="The most host RAM it may use (the cap).")
 @_size_option("--floor", help="RAM it keeps under pressure.")
 @click.option("--weight", type=_WEIGHT, help="Share when disks compete for RAM.")
+@_json
 @_run_dir
-def change(run_dir: pathlib.Path | None, name: str, **given: Any) -> None:
+def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any) -> None:
     """Change a disk's limits, and wait until they hold."""
     from swaptide.host import protocol, render
 
@@ -169,31 +178,41 @@ def change(run_dir: pathlib.Path | None, name: str, **given: Any) -> None:
         raise click.UsageError("nothing to set: give --ram, --floor or --weight")
     with _going_on(f"the new limits of disk {name} stay in force"), render.squeezing(name) as progress:
         step = _call(run_dir, protocol.Set(name, **given), progress)
-    _tell_outcome(name, step)
+    if as_json:
+        _print_json({"name": name, **step})
+    _tell_outcome(name, step, quiet=as_json)
 
 
 @disk.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Even if a client is connected.")
+@_json
 @_run_dir
-def clear(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
+def clear(run_dir: pathlib.Path | None, name: str, force: bool, as_json: bool) -> None:
     """Empty a disk whose guest is gone; it gets a new id."""
     from swaptide.host import protocol
 
     with _going_on(f"disk {name} is being cleared all the same"):
         report = _call(run_dir, protocol.Clear(name, force))
-    click.echo(f"disk {name} is empty, its new id is {report['id']}")
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(f"disk {name} is empty, its new id is {report['id']}")
 
 
 @disk.command()
 @click.argument("name")
+@_json
 @_run_dir
-def restart(run_dir: pathlib.Path | None, name: str) -> None:
+def restart(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
     """Serve a disk with a new process, as after an upgrade; its guest only waits."""
     from swaptide.host import protocol
 
     with _going_on(f"disk {name} is being restarted all the same"):
         report = _call(run_dir, protocol.Restart(name))
+    if as_json:
+        _print_json(report)
+        return
     click.echo(
         f"disk {name} serves again, pid {report['pid']}; it was away for {report['pause_seconds']:.2f} s"
     )
@@ -202,14 +221,18 @@ def restart(run_dir: pathlib.Path | None, name: str) -> None:
 @disk.command("rm")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Even if a client is connected.")
+@_json
 @_run_dir
-def remove(run_dir: pathlib.Path | None, name: str, force: bool) -> None:
+def remove(run_dir: pathlib.Path | None, name: str, force: bool, as_json: bool) -> None:
     """Remove a disk and all its files."""
     from swaptide.host import protocol
 
     with _going_on(f"disk {name} is being removed all the same"):
-        _call(run_dir, protocol.Remove(name, force))
-    click.echo(f"disk {name} removed")
+        gone = _call(run_dir, protocol.Remove(name, force))
+    if as_json:
+        _print_json({**gone, "removed": True})
+    else:
+        click.echo(f"disk {name} removed")
 
 
 @cli.command()
@@ -229,8 +252,7 @@ def snippet(run_dir: pathlib.Path | None, name: str, form: str) -> None:
 
 
 @cli.command("plugin-path")
-@_run_dir
-def plugin_path(run_dir: pathlib.Path | None) -> None:
+def plugin_path() -> None:
     """Print the path of the script for plain nbdkit."""
     from swaptide.host import paths
 
@@ -291,14 +313,18 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _tell_outcome(name: str, step: dict[str, Any]) -> None:
+def _tell_outcome(name: str, step: dict[str, Any], *, quiet: bool = False) -> None:
+    """Raises SwaptideError if the limits do not hold; `quiet` says no more than that."""
     from swaptide.host import sizes
 
     ram, target = sizes.show(step["ram_bytes"]), sizes.show(step["target_bytes"])
     seconds = step["elapsed_seconds"]
     if step["phase"] == "holds":
         returned = sizes.show(max(0, step["before_bytes"] - step["ram_bytes"]))
-        click.echo(f"disk {name} is within {target} after {seconds:.2f} s, {returned} returned to the host")
+        if not quiet:
+            click.echo(
+                f"disk {name} is within {target} after {seconds:.2f} s, {returned} returned to the host"
+            )
         if step["unsaved"] is not None:
             click.echo(f"swaptide: the next daemon will not know of it: {step['unsaved']}", err=True)
     elif step["phase"] == "late":

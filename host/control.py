@@ -94,8 +94,7 @@ class Control:
             case protocol.Restart(name):
                 return await self._disks.restart(name)
             case protocol.Remove():
-                await self._disks.remove(request)
-                return None
+                return await self._disks.remove(request)
 
 
 def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:

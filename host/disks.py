@@ -146,8 +146,8 @@ class Disks:
         pause = await keeper.restart()
         return {**await report.fresh(keeper), "pause_seconds": pause}
 
-    async def remove(self, request: protocol.Remove) -> None:
-        """Remove a disk and all its files.
+    async def remove(self, request: protocol.Remove) -> dict[str, Any]:
+        """Remove a disk and all its files; returns which one that was.
 
         Raises BusyError if it is connected, SetupError if it serves no more but something of it is left.
         """
@@ -163,6 +163,7 @@ class Disks:
                 f"disk {request.name} serves no more, but not all of it is gone: {'; '.join(left)};"
                 " remove that by hand"
             )
+        return {"name": request.name, "id": keeper.definition.disk_id}
 
     async def _finish_removal(self, keeper: supervisor.Keeper) -> None:
         name = keeper.definition.name
@@ -202,8 +203,8 @@ class Disks:
             ),
             self._config,
             self._memory_dir,
-        )
             apart=self._servants.apart,
+        )
         listener.check(self._config.run_dir / f"{request.name}.sock")
         return definition
 
@@ -292,8 +293,8 @@ class Disks:
             keeper.log_path.unlink(missing_ok=True)
             try:
                 await self._store.forget(name)
-            except SetupError as error:
                 await keeper.estate.release_user(keeper.definition)
+            except SetupError as error:
                 left.append(f"its definition stays: {error}")
             finally:
                 if self._keepers.get(name) is keeper:

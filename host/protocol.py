@@ -71,7 +71,7 @@ class Restart(_Message, tag="disk-restart"):
 
 
 class Remove(_Message, tag="disk-rm"):
-    """Remove a disk and its files."""
+    """Remove a disk and its files; the result is its name and the id that it had."""
 
     name: str
     force: bool = False

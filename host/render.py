@@ -65,6 +65,8 @@ def _label(key: str) -> str:
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return sizes.show(value) if key.endswith("_bytes") else str(value)
 
 

@@ -1,5 +1,6 @@
 """What the calls of the command do to real disks: made, shown, squeezed, cleared, removed."""
 
+import json
 import os
 import pathlib
 import re
@@ -275,3 +276,17 @@ def test_memory_comes_in_huge_pages_and_the_tables_do_not(daemon: daemons.Daemon
     rollup = pathlib.Path(f"/proc/{report['pid']}/smaps_rollup").read_text()
     huge = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("ShmemPmdMapped"))
     assert huge * 1024 >= 14 * MIB
+
+
+def test_outcomes_for_scripts(daemon: daemons.Daemon) -> None:
+    """One JSON object for each call that changes something."""
+    made = json.loads(daemon.ok("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--json"))
+    assert made["name"] == "g1" and made["encrypt"] is True and made["user"]
+    held = json.loads(daemon.ok("disk", "set", "g1", "--ram", "24M", "--json"))
+    assert (held["name"], held["phase"], held["target_bytes"]) == ("g1", "holds", 24 * MIB)
+    again = json.loads(daemon.ok("disk", "restart", "g1", "--json"))
+    assert again["pid"] != made["pid"] and again["pause_seconds"] > 0
+    empty = json.loads(daemon.ok("disk", "clear", "g1", "--json"))
+    assert empty["id"] not in (None, made["id"])
+    gone = json.loads(daemon.ok("disk", "rm", "g1", "--json"))
+    assert gone == {"name": "g1", "id": empty["id"], "removed": True}

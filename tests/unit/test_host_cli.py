@@ -17,6 +17,15 @@ def test_plugin_path_prints_nothing_else() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{paths.plugin()}\n", "")
 
 
+def test_options_that_do_nothing_are_refused() -> None:
+    assert run("plugin-path", "--run-dir", "/tmp").returncode == 2
+
+
+def test_what_a_hangup_does_is_said() -> None:
+    said = " ".join(run("serve", "--help").stdout.split())
+    assert "SIGTERM, SIGINT and SIGHUP end it alike" in said and "read once" in said
+
+
 def test_starting_is_light() -> None:
     script = "import sys, swaptide.host.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)

@@ -32,3 +32,8 @@ def test_latencies_are_one_line_for_each_kind(capsys: pytest.CaptureFixture[str]
 def test_a_disk_that_never_ran_has_no_latencies(capsys: pytest.CaptureFixture[str]) -> None:
     render.disk({"name": "g1", "latency": None})
     assert capsys.readouterr().out == "name  g1\n"
+
+
+def test_what_is_on_or_off_is_said_as_the_option_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    render.disk({"encrypt": True, "dry": False, "restarts": 0, "latency": None})
+    assert capsys.readouterr().out == "encrypt   yes\ndry       no\nrestarts  0\n"

@@ -117,10 +117,10 @@ class Estate:
     async def remove_state(self, disk: definitions.Definition) -> list[str]:
         """Remove the state file, what making it left, and the disk's own directory; returns the trouble."""
         state = pathlib.Path(disk.state_path)
-        left = [unlink(state)]
-        for draft in state.parent.glob(f".{state.name}.*.new"):
-            left += [await self._erase_key_of(draft, state), unlink(draft)]
-        left.append(await _remove_tree(memory.own_directory(state)))
+        drafts = list(state.parent.glob(f".{state.name}.*.new"))
+        left = [await self._erase_key_of(draft, state) for draft in drafts]
+        own = memory.own_directory(state)
+        left += [_unlink(path) for path in (state, *drafts)] if own is None else [await _remove_tree(own)]
         return [each for each in left if each is not None]
 
     async def _erase_key_of(self, draft: pathlib.Path, state: pathlib.Path) -> str | None:
@@ -148,10 +148,8 @@ class Estate:
         return disk_id
 
 
-async def _remove_tree(directory: pathlib.Path | None) -> str | None:
+async def _remove_tree(directory: pathlib.Path) -> str | None:
     """Remove a directory that was another user's, with all that they may have put there."""
-    if directory is None:
-        return None
     try:
         await detached.call(lambda: shutil.rmtree(directory), _REMOVE_SECONDS)  # follows no links
     except FileNotFoundError:
@@ -162,7 +160,7 @@ async def _remove_tree(directory: pathlib.Path | None) -> str | None:
     return None
 
 
-def unlink(path: pathlib.Path) -> str | None:
+def _unlink(path: pathlib.Path) -> str | None:
     """Remove a file of a directory that may be another user's; returns the trouble, if any."""
     try:
         path.unlink(missing_ok=True)

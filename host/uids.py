@@ -76,6 +76,9 @@ class Claims:
         Raises SetupError if there is none, OSError if claims cannot be kept.
         """
         with self._locked():
+            for path in self._directory.iterdir():
+                if self._owner_of(int(path.name)) == owner:  # of a disk of that name before
+                    path.unlink()
             for sweep in (False, True):
                 if sweep:
                     self._sweep()

@@ -135,18 +135,19 @@ def test_a_disk_that_is_dropped_by_force_leaves_no_key(daemon: daemons.Daemon) -
     assert not daemons.has_key(before["id"], uid)
 
 
-def test_what_a_removal_leaves_is_told(daemon: daemons.Daemon) -> None:
+def test_what_a_removal_leaves_is_told(root: pathlib.Path) -> None:
     """Nothing in the directory of nbdkit's user keeps the key, or hides that something stayed."""
-    report = daemon.add()
-    uid = daemons.uid_of(report["pid"])
-    state = pathlib.Path(report["state_file"])
-    state.unlink()
-    state.mkdir()
-    done = daemon.run("disk", "rm", "g1")
-    assert done.returncode == 1 and str(state) in done.stderr and done.stderr.count("\n") == 1
-    assert not daemons.has_key(report["id"], uid)
-    assert not pathlib.Path(report["spill"]).exists() and "g1" not in daemon.ok("disk", "ls")
-    state.rmdir()
+    with daemons.serving(root, user="54321") as daemon:  # for all disks, whose directory stays
+        report = daemon.add()
+        uid = daemons.uid_of(report["pid"])
+        state = pathlib.Path(report["state_file"])
+        state.unlink()
+        state.mkdir()
+        done = daemon.run("disk", "rm", "g1")
+        assert done.returncode == 1 and str(state) in done.stderr and done.stderr.count("\n") == 1
+        assert not daemons.has_key(report["id"], uid)
+        assert not pathlib.Path(report["spill"]).exists() and "g1" not in daemon.ok("disk", "ls")
+        state.rmdir()
 
 
 def test_a_spill_file_that_cannot_be_erased_is_told(daemon: daemons.Daemon) -> None:

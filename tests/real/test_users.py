@@ -170,9 +170,12 @@ def test_what_a_disk_left_in_its_directory_goes_with_it(daemon: daemons.Daemon) 
     directory = pathlib.Path(report["state_file"]).parent
     uid = daemons.uid_of(report["pid"])
     restricted(uid, "mkdir", "-p", f"{directory}/a/b").check_returncode()
+    restricted(uid, "rm", report["state_file"]).check_returncode()
+    restricted(uid, "mkdir", report["state_file"]).check_returncode()
     restricted(uid, "ln", "-s", str(precious), f"{directory}/link").check_returncode()
     daemon.ok("disk", "rm", "g1")
     assert not directory.exists() and (precious / "file").exists()
+    assert not daemons.has_key(report["id"], uid)
 
 
 def test_a_key_of_a_disk_that_was_never_made_goes_as_well(daemon: daemons.Daemon) -> None:

@@ -65,6 +65,13 @@ def test_claims(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "claims").exists()
 
 
+def test_a_disk_has_one_number(tmp_path: pathlib.Path) -> None:
+    claims = uids.Claims(RANGE, tmp_path / "claims")
+    for _ in range(5):
+        last = claims.take(tmp_path / "g1.json")
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == [str(last)]
+
+
 def test_a_number_that_a_process_runs_as_is_not_taken(tmp_path: pathlib.Path) -> None:
     claims = uids.Claims(range(os.geteuid(), os.geteuid() + 1), tmp_path / "claims")
     with pytest.raises(SetupError, match="in use"):

@@ -22,6 +22,9 @@ static inline void poke64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __AT
 static inline int32_t load32(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline int32_t add32(int32_t *p, int32_t by) { return __atomic_add_fetch(p, by, __ATOMIC_SEQ_CST); }
 
+static inline int64_t load64s(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline int64_t add64(int64_t *p, int64_t by) { return __atomic_add_fetch(p, by, __ATOMIC_SEQ_CST); }
+
 static inline uint8_t load8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 

@@ -13,6 +13,8 @@ cdef extern from "atomics.h" nogil:
     void poke64(uint64_t *p, uint64_t v) noexcept
     int32_t load32(const int32_t *p) noexcept
     int32_t add32(int32_t *p, int32_t by) noexcept
+    int64_t load64s(const int64_t *p) noexcept
+    int64_t add64(int64_t *p, int64_t by) noexcept
     uint8_t load8(const uint8_t *p) noexcept
     void store8(uint8_t *p, uint8_t v) noexcept
     void relax() noexcept

@@ -18,7 +18,7 @@ from swaptide.cache import face, geometry, guard, keys, layout, recovery, spillf
 from swaptide.cache.errors import UsageError
 from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
-from swaptide.cache.movers import SPILLERS, Movers
+from swaptide.cache.movers import PACKERS, SPILLERS, Movers
 from swaptide.cache.moves import Moves
 from swaptide.cache.runner import Runner
 from swaptide.cache.segments import Segments
@@ -67,7 +67,7 @@ class Engine:
             uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
             key,
         )
-        self.moves = Moves(self.log, self.segments, SPILLERS, key)
+        self.moves = Moves(self.log, self.segments, SPILLERS, PACKERS, key)
         if key is not None:
             keys.wipe(key)
         self._connecting = threading.Lock()

@@ -1,8 +1,9 @@
 """A segment's image on disk, and the direct I/O that moves it.
 
-2 MiB: 508 times a page and its 16-byte tag, so that one read brings both; then the reverse map, which
-the cleaner needs; then a footer with the number of the write that made it, its slot and the tag of the
-reverse map.  Pages and reverse map are sealed (seal.h).
+2 MiB: the 510 chunks of the segment's content, 4096 bytes and a 16-byte tag each, so that one read brings
+both; then a footer that says which write made it, for people and tools.  The content is the same as in RAM:
+pieces from below, the reverse map from above.  Where all pieces are whole pages a chunk is one page, and is
+sealed as that page (seal.h); a packed piece lies in one chunk or two.
 Stateless; buffers and sealers are the caller's.  Functions return 0 or a negative errno.
 """
 
@@ -11,7 +12,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.types cimport off_t
 
-from swaptide.cache.entry cimport PAGE_BYTES, PAGE_SHIFT, PIECES, RMAP_OFFSET, SEGMENT_BYTES, SEGMENT_SHIFT
+from swaptide.cache.entry cimport (
+    CHUNKS,
+    CONTENT_BYTES,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    RMAP_ENTRY_BYTES,
+    SEGMENT_BYTES,
+    SEGMENT_SHIFT,
+    rmap_of,
+)
+from swaptide.cache.mapping cimport ALIGNED_FLAG, SegmentEntry
 from swaptide.cache.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from swaptide.cache.seal cimport seal, seal_place, sealer, unseal
 
@@ -27,24 +38,17 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept
     enum: RWF_DSYNC
 
-cdef enum:
-    RMAP_BYTES = PIECES * 8
-    RMAP_INDEX = 0xffff         # where the reverse map is sealed
-    NO_PAGE = 0
-
 cdef struct Footer:
     char magic[8]
     uint64_t write
     uint32_t slot
     uint32_t count
-    unsigned char rmap_tag[16]
 
-assert SEGMENT_BYTES - IMAGE_FOOTER >= sizeof(Footer)
-assert IMAGE_RMAP == PIECES * STRIDE and IMAGE_FOOTER == IMAGE_RMAP + RMAP_BYTES
+assert SEGMENT_BYTES - IMAGE_FOOTER >= sizeof(Footer) and IMAGE_FOOTER == CHUNKS * STRIDE
 
 
 cdef seal_place place_in(const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t index,
-                         uint64_t page) noexcept nogil:
+                         uint32_t page) noexcept nogil:
     cdef seal_place place
     place.disk = spill.disk_seed
     place.write = write
@@ -54,53 +58,54 @@ cdef seal_place place_in(const SpillFile *spill, uint64_t write, uint32_t slot, 
     return place
 
 
-cdef int image_make(char *image, sealer *by, const char *pages, const SpillFile *spill, uint64_t write,
-                    uint32_t slot, uint32_t count) noexcept nogil:
-    """Lay out and seal the RAM segment at `pages` as its image; pieces from `count` on are left out.
+cdef int image_make(char *image, sealer *by, char *content, const SpillFile *spill, const SegmentEntry *entry,
+                    uint32_t slot) noexcept nogil:
+    """Lay out and seal the segment whose RAM is `content`; chunks that nothing was handed out of are zeros.
 
-    `write` is a number that no other call for this disk has had.
+    The entry's `write` is a number that no other call for this disk has had.
     """
-    cdef seal_place place = place_in(spill, write, slot, RMAP_INDEX, NO_PAGE)
+    cdef seal_place place = place_in(spill, entry.write, slot, 0, NO_PAGE)
+    cdef uint32_t used = (entry.fill + PAGE_BYTES - 1) >> PAGE_SHIFT
+    cdef uint32_t rmap = (CONTENT_BYTES - <uint32_t> entry.count * RMAP_ENTRY_BYTES) >> PAGE_SHIFT
     cdef uint32_t i
-    cdef char *piece
-    cdef const uint64_t *rmap = <const uint64_t *> (pages + RMAP_OFFSET)
+    cdef char *chunk
     cdef Footer footer
-    memcpy(footer.magic, b"tideseg2", 8)
-    footer.write = write
-    footer.slot = slot
-    footer.count = count
-    if seal(by, image + IMAGE_RMAP, footer.rmap_tag, pages + RMAP_OFFSET, RMAP_BYTES, &place) != 0:
-        return -EIO
-    for i in range(count):
+    for i in range(CHUNKS):
+        chunk = image + i * STRIDE
+        if used <= i < rmap:
+            memset(chunk, 0, STRIDE)
+            continue
         place.index = i
-        place.page = rmap[i]
-        piece = image + i * STRIDE
-        if seal(by, piece, <unsigned char *> piece + PAGE_BYTES, pages + (i << PAGE_SHIFT), PAGE_BYTES,
+        place.page = NO_PAGE
+        if entry.flags & ALIGNED_FLAG and i < used:
+            place.page = rmap_of(content, i)[0]
+        if seal(by, chunk, <unsigned char *> chunk + PAGE_BYTES, content + (i << PAGE_SHIFT), PAGE_BYTES,
                 &place) != 0:
             return -EIO
-    memset(image + count * STRIDE, 0, (PIECES - count) * STRIDE)
+    memcpy(footer.magic, b"tideseg3", 8)
+    footer.write = entry.write
+    footer.slot = slot
+    footer.count = entry.count
     memset(image + IMAGE_FOOTER, 0, SEGMENT_BYTES - IMAGE_FOOTER)
     memcpy(image + IMAGE_FOOTER, &footer, sizeof(Footer))
     return 0
 
 
-cdef bint image_open(char *image, sealer *by, const SpillFile *spill, uint64_t write,
-                     uint32_t slot) noexcept nogil:
-    """Is this the image that `write` made?  Its reverse map is opened in place; pieces one by one."""
+cdef bint image_is(const char *image, uint64_t write, uint32_t slot) noexcept nogil:
+    """Does the footer say that `write` made this image for this slot?  The seals decide."""
     cdef Footer footer
-    cdef seal_place place
     memcpy(&footer, image + IMAGE_FOOTER, sizeof(Footer))
-    if memcmp(footer.magic, b"tideseg2", 8) != 0 or footer.write != write or footer.slot != slot:
-        return False
-    place = place_in(spill, write, slot, RMAP_INDEX, NO_PAGE)
-    return unseal(by, image + IMAGE_RMAP, footer.rmap_tag, image + IMAGE_RMAP, RMAP_BYTES, &place)
+    return memcmp(footer.magic, b"tideseg3", 8) == 0 and footer.write == write and footer.slot == slot
 
 
-cdef bint piece_open(char *to, sealer *by, const char *piece, const SpillFile *spill, uint64_t write,
-                     uint32_t slot, uint32_t index, uint64_t page) noexcept nogil:
-    """Open a piece to `to`, which may be `piece`; False where it is not `page` as it was written there."""
+cdef bint chunk_open(char *to, sealer *by, const char *chunk, const SpillFile *spill, uint64_t write,
+                     uint32_t slot, uint32_t index, uint32_t page) noexcept nogil:
+    """Open a chunk to `to`, which may be `chunk`; False where it is not what was written there.
+
+    `page` is the page that it is, NO_PAGE where it is not one whole page.
+    """
     cdef seal_place place = place_in(spill, write, slot, index, page)
-    return unseal(by, to, <const unsigned char *> piece + PAGE_BYTES, piece, PAGE_BYTES, &place)
+    return unseal(by, to, <const unsigned char *> chunk + PAGE_BYTES, chunk, PAGE_BYTES, &place)
 
 
 cdef ssize_t write_there(const SpillFile *spill, const char *data, size_t length, off_t at) noexcept nogil:
@@ -157,9 +162,9 @@ cdef int image_read(char *image, const SpillFile *spill, uint32_t slot) noexcept
     return read_full(spill, image, SEGMENT_BYTES, <off_t> (spill.base + (<uint64_t> slot << SEGMENT_SHIFT)))
 
 
-cdef int pieces_read(char *buffer, const SpillFile *spill, uint32_t slot, uint32_t index, uint32_t count,
+cdef int chunks_read(char *buffer, const SpillFile *spill, uint32_t slot, uint32_t index, uint32_t count,
                      char **first) noexcept nogil:
-    """Read `count` pieces into an aligned buffer; `first` is where the first one lies in it."""
+    """Read `count` chunks into an aligned buffer; `first` is where the first one lies in it."""
     cdef uint64_t at = spill.base + (<uint64_t> slot << SEGMENT_SHIFT) + <uint64_t> index * STRIDE
     cdef uint64_t start = at - at % spill.align
     cdef uint64_t end = at + <uint64_t> count * STRIDE

@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 MAGIC: Final = b"swaptide"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 # magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8), flags
 IDENTITY = struct.Struct("<8sQQQ16s64sQ")
@@ -22,7 +22,12 @@ CONTROL: Final = (
     "target_bytes",
     "floor_bytes",
     "publish_request",  # bumped by a reader that wants fresh counters; answered in publish_answer
+    "compress",  # an index of COMPRESS
+    "clean_ahead_permille",  # of the target: the coldest data that is kept on disk as well as in RAM
+    "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
 )
+
+COMPRESS: Final = ("none", "lz4", "zstd")
 
 # In the order of the counters page.
 COUNTERS: Final = (
@@ -61,9 +66,17 @@ COUNTERS: Final = (
     "disk_slots_used",
     "degraded",  # 1 while the spill store fails
     "ram_blocked",  # 1 while the host (cgroup, tmpfs) refuses memory below the target
-    # The two words here that the log itself relies on.
+    # The two words here that the log itself relies on:
     "log_clock",  # counts the lives of all segments
     "write_clock",  # numbers the writes to the spill file; each number is used once: it is half of the nonce
+    "packed_pages",  # pages in RAM in segments that are packed; packed_bytes is what they take there
+    "packed_hits",  # pages read from such
+    "pack_tried_pages",
+    "packed_total_pages",  # of these, the ones that shrank
+    "packed_total_bytes",  # to so many bytes
+    "strengthened_segments",  # packed anew with zstd
+    "written_ahead_segments",
+    "spilled_disk_bytes",  # what spilled_bytes take on disk
 )
 WORD: Final = struct.Struct("<Q")
 

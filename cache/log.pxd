@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from swaptide.cache.codec cimport unpacker
 from swaptide.cache.image cimport SpillFile
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
@@ -11,8 +12,9 @@ from swaptide.cache.segments cimport Segments, Waiter
 cdef enum:
     STRIPES = 64
     BOUNCE_BUFFERS = 16
-    BOUNCE_PIECES = 32
-    BOUNCE_BYTES = 143360       # BOUNCE_PIECES * 4112, and both ends widened to 4096
+    RAM_UNPACKERS = 4
+    BOUNCE_CHUNKS = 33
+    BOUNCE_BYTES = 147456       # BOUNCE_CHUNKS * 4112, and both ends widened to 4096
 
 
 cdef class Log:
@@ -26,6 +28,11 @@ cdef class Log:
     cdef char *bounce_memory
     cdef char *bounce[BOUNCE_BUFFERS]
     cdef sealer sealers[BOUNCE_BUFFERS]     # each goes with its buffer
+    cdef unpacker unpackers[BOUNCE_BUFFERS]
+    cdef unpacker ram_unpackers[RAM_UNPACKERS]
+    cdef int free_unpackers[RAM_UNPACKERS]
+    cdef int n_unpackers
+    cdef pthread_cond_t unpacker_free
     cdef int bounces
     cdef readonly uint64_t size_bytes
 
@@ -40,15 +47,21 @@ cdef class Log:
     cdef uint64_t entry(self, uint64_t page) noexcept nogil
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
                          uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index,
+    cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil
+    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *piece) noexcept nogil
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
                         uint64_t page) noexcept nogil
+    cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
+                         uint32_t first, uint32_t *opened, int which, uint32_t slot,
+                         uint64_t write) noexcept nogil
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil
     cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
                          Waiter *waiter) noexcept nogil
     cdef int _load_page(self, char *to, uint64_t page, uint64_t entry, uint32_t *pinned) noexcept nogil
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil
     cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil
-    cdef uint64_t *_rmap(self, uint32_t segment) noexcept nogil
-    cdef char *_page_at(self, uint32_t segment, uint32_t index) noexcept nogil
+    cdef char *content(self, uint32_t segment) noexcept nogil
+    cdef int _take_unpacker(self) noexcept nogil
+    cdef void _give_unpacker(self, int which) noexcept nogil
     cdef char *_take_bounce(self) noexcept nogil
     cdef void _give_bounce(self, char *buffer) noexcept nogil

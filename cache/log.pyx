@@ -33,22 +33,25 @@ from swaptide.cache.entry cimport (
     ABSENT,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PIECE,
-    PIECES,
-    RMAP_OFFSET,
     SAME,
+    STRONG,
     TABLE_PIECE_PAGES,
     disk_of,
-    index_of,
+    is_piece,
     kind_of,
+    length_of,
+    offset_of,
+    page_entry,
     piece_entry,
     ram_of,
+    rmap_of,
     same_entry,
     same_word,
     segment_of,
 )
-from swaptide.cache.image cimport STRIDE, piece_open, pieces_read
-from swaptide.cache.mapping cimport Mapping
+from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker, unpacker_end, unpacker_init
+from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, chunks_read
+from swaptide.cache.mapping cimport ALIGNED_FLAG, Mapping
 from swaptide.cache.pthread cimport (
     pthread_cond_destroy,
     pthread_cond_init,
@@ -64,6 +67,7 @@ from swaptide.cache.segments cimport GUEST, NO_SEGMENT, Segments, Waiter
 from swaptide.cache.words cimport (
     HITS,
     MISSES,
+    PACKED_HITS,
     SAME_FILLED_PAGES,
     SPILL_READ_BYTES,
     SPILL_READ_ERRORS,
@@ -98,6 +102,7 @@ cdef class Log:
             pthread_mutex_init(&self.stripes[i], NULL)
         pthread_mutex_init(&self.bounce_lock, NULL)
         pthread_cond_init(&self.bounce_free, NULL)
+        pthread_cond_init(&self.unpacker_free, NULL)
         if posix_memalign(&memory, PAGE_BYTES, BOUNCE_BUFFERS * BOUNCE_BYTES) != 0:
             raise MemoryError()
         # Touched now: it is part of the process's base, and a miss under pressure must not allocate.
@@ -107,17 +112,28 @@ cdef class Log:
             self.bounce[i] = self.bounce_memory + i * BOUNCE_BYTES
             if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
                 raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
+            if unpacker_init(&self.unpackers[i]) != 0:
+                raise MemoryError()
         self.bounces = BOUNCE_BUFFERS
+        for i in range(RAM_UNPACKERS):
+            if unpacker_init(&self.ram_unpackers[i]) != 0:
+                raise MemoryError()
+            self.free_unpackers[i] = i
+        self.n_unpackers = RAM_UNPACKERS
 
     def __dealloc__(self):
         cdef int i
         for i in range(STRIPES):
             pthread_mutex_destroy(&self.stripes[i])
         pthread_mutex_destroy(&self.spill_lock)
+        for i in range(RAM_UNPACKERS):
+            unpacker_end(&self.ram_unpackers[i])
         pthread_cond_destroy(&self.bounce_free)
+        pthread_cond_destroy(&self.unpacker_free)
         pthread_mutex_destroy(&self.bounce_lock)
         for i in range(BOUNCE_BUFFERS):
             seal_end(&self.sealers[i])
+            unpacker_end(&self.unpackers[i])
         free(self.bounce_memory)
 
     cdef uint64_t entry(self, uint64_t page) noexcept nogil:
@@ -153,7 +169,7 @@ cdef class Log:
             if part > count:
                 part = count
             entry = self.entry(offset >> PAGE_SHIFT)
-            if kind_of(entry) == PIECE:
+            if is_piece(entry):
                 done = 0
                 result = self._read_piece(buf, count, offset, entry, may_wait, &done, hits, missed)
                 if result != 0:
@@ -174,7 +190,8 @@ cdef class Log:
                          uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil:
         """Read as many pages as lie back to back from here; `done` stays 0 if the entry changed meanwhile."""
         cdef uint64_t page = offset >> PAGE_SHIFT, place, span
-        cdef uint32_t segment = segment_of(entry), index = index_of(entry), skip = offset & PAGE_MASK, run = 1
+        cdef uint64_t entries[BOUNCE_CHUNKS]
+        cdef uint32_t segment = segment_of(entry), skip = offset & PAGE_MASK, run = 1
         cdef int result = 0
         point("read: entry loaded")
         self.segments.pin(segment)
@@ -182,73 +199,150 @@ cdef class Log:
             self.segments.unpin(segment)
             return 0
         # Entries loaded from here on that name this segment are safe: it is pinned.
-        while run * <uint64_t> PAGE_BYTES - skip < count and index + run < PIECES:
-            if self.entry(page + run) != piece_entry(segment, index + run):
-                break
-            run += 1
-        span = run * <uint64_t> PAGE_BYTES - skip
-        if span > count:
-            span = count
         place = self.segments.place(segment)
         point("read: place loaded")
-        if ram_of(place):
-            memcpy(buf, self.map.slot(ram_of(place) - 1) + (<uint64_t> index << PAGE_SHIFT) + skip, span)
+        if not ram_of(place):
+            if may_wait:
+                self.segments.disk_pin(segment)
             self.segments.unpin(segment)
-            hits[0] += run
-        elif not may_wait:
-            self.segments.unpin(segment)
-            return -EAGAIN
-        else:
-            self.segments.disk_pin(segment)
-            self.segments.unpin(segment)
+            if not may_wait:
+                return -EAGAIN
             point("read: disk pinned")
-            result = self._read_disk(buf, span, skip, segment, index, page)
+            entries[0] = entry
+            run = self._find_run(entries, page, (skip + count + PAGE_MASK) >> PAGE_SHIFT)
+            span = min(run * <uint64_t> PAGE_BYTES - skip, count)
+            result = self._read_disk(buf, span, skip, segment, entries, page)
             self.segments.disk_unpin(segment)
             missed[0] += run
+        elif length_of(entry) == PAGE_BYTES:
+            while run * <uint64_t> PAGE_BYTES - skip < count:
+                if self.entry(page + run) != entry + (<uint64_t> run << (PAGE_SHIFT + 15)):
+                    break
+                run += 1
+            span = min(run * <uint64_t> PAGE_BYTES - skip, count)
+            memcpy(buf, self.map.slot(ram_of(place) - 1) + offset_of(entry) + skip, span)
+            self.segments.unpin(segment)
+            hits[0] += run
+        else:
+            span = min(<uint64_t> PAGE_BYTES - skip, count)
+            # Unpacking takes longer than a copy: one page may be done where the caller must not wait.
+            if not may_wait and (count > PAGE_BYTES or kind_of(entry) == STRONG):
+                self.segments.unpin(segment)
+                return -EAGAIN
+            result = self._unpack(buf, span, skip, entry, self.map.slot(ram_of(place) - 1) + offset_of(entry))
+            self.segments.unpin(segment)
+            hits[0] += 1
+            count64(&self.map.counters[PACKED_HITS], 1)
         done[0] = span
         return result
 
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint32_t index,
+    cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil:
+        """How many pages from `page` on, whose entry is the first of `entries`, lie one behind the other in a
+        segment that is pinned, and within one bounce buffer; their entries are filled in."""
+        cdef uint64_t first = offset_of(entries[0]) >> PAGE_SHIFT, entry, end
+        cdef uint32_t run = 1
+        while run < pages and run < BOUNCE_CHUNKS:
+            entry = self.entry(page + run)
+            end = offset_of(entries[run - 1]) + length_of(entries[run - 1])
+            if (not is_piece(entry) or segment_of(entry) != segment_of(entries[0]) or offset_of(entry) != end
+                    or ((end + length_of(entry) - 1) >> PAGE_SHIFT) - first >= BOUNCE_CHUNKS):
+                break
+            entries[run] = entry
+            run += 1
+        return run
+
+    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *piece) noexcept nogil:
+        """Unpack `count` bytes from `skip` on of the page whose piece this is.  0 or -EIO."""
+        cdef char page[PAGE_BYTES]
+        cdef char *to = buf if count == PAGE_BYTES else page
+        cdef int which
+        cdef bint good
+        if kind_of(entry) == STRONG:
+            # Not those of the bounce buffers: who holds one waits for the disk, and a pin must not.
+            which = self._take_unpacker()
+            good = unpack_strong(&self.ram_unpackers[which], piece, length_of(entry), to)
+            self._give_unpacker(which)
+        else:
+            good = unpack_quick(piece, length_of(entry), to)
+        if not good:
+            return -EIO
+        if to != buf:
+            memcpy(buf, page + skip, count)
+        return 0
+
+    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
                         uint64_t page) noexcept nogil:
-        """Read `page` and those behind it from a disk-pinned segment on disk, through a bounce buffer."""
+        """Read pages from `page` on, whose pieces lie one behind the other in a disk-pinned segment on disk."""
         cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
-        cdef uint64_t write = self.map.segment_table[segment].write
-        cdef uint32_t pages, i
-        cdef uint64_t part
-        cdef char *piece
+        cdef uint64_t write = self.map.segment_table[segment].write, part
+        cdef bint aligned = self.map.segment_table[segment].flags & ALIGNED_FLAG
+        cdef uint32_t pages = <uint32_t> ((skip + count + PAGE_MASK) >> PAGE_SHIFT), i
+        cdef uint32_t first = offset_of(entries[0]) >> PAGE_SHIFT
+        cdef uint32_t chunks = ((offset_of(entries[pages - 1]) + length_of(entries[pages - 1]) - 1)
+                                >> PAGE_SHIFT) - first + 1
+        cdef char *chunk
         cdef char *buffer = self._take_bounce()
-        cdef sealer *by = &self.sealers[(buffer - self.bounce_memory) / BOUNCE_BYTES]
-        cdef int result = 0
-        while count and result == 0:
-            pages = <uint32_t> ((skip + count + PAGE_MASK) >> PAGE_SHIFT)
-            if pages > BOUNCE_PIECES:
-                pages = BOUNCE_PIECES
-            result = pieces_read(buffer, &self.spill, slot, index, pages, &piece)
+        cdef int which = <int> ((buffer - self.bounce_memory) / BOUNCE_BYTES)
+        cdef sealer *by = &self.sealers[which]
+        cdef uint32_t opened = 0
+        cdef int result = chunks_read(buffer, &self.spill, slot, first, chunks, &chunk)
+        count64(&self.map.counters[SPILL_READ_BYTES], chunks * STRIDE)
+        for i in range(pages):
             if result != 0:
                 break
-            count64(&self.map.counters[SPILL_READ_BYTES], pages * STRIDE)
-            for i in range(pages):
-                part = PAGE_BYTES - skip
-                if part > count:
-                    part = count
-                # A whole page is opened to where it is wanted.
-                if not piece_open(buf if part == PAGE_BYTES else piece, by, piece, &self.spill, write, slot,
-                                  index + i, page + i):
+            part = min(<uint64_t> PAGE_BYTES - skip, count)
+            if aligned:
+                # A chunk is the page: opened to where it is wanted.
+                if not chunk_open(buf if part == PAGE_BYTES else chunk, by, chunk, &self.spill, write, slot,
+                                  first + i, <uint32_t> (page + i)):
                     result = -EIO
-                    break
-                if part < PAGE_BYTES:
-                    memcpy(buf, piece + skip, part)
-                buf += part
-                count -= part
-                skip = 0
-                piece += STRIDE
-            index += pages
-            page += pages
+                elif part < PAGE_BYTES:
+                    memcpy(buf, chunk + skip, part)
+                chunk += STRIDE
+            else:
+                result = self._open_piece(buf, part, skip, entries[i], chunk, first, &opened, which, slot, write)
+            buf += part
+            count -= part
+            skip = 0
         self._give_bounce(buffer)
         if result != 0:
             count64(&self.map.counters[SPILL_READ_ERRORS], 1)
             result = -EIO
         return result
+
+    cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
+                         uint32_t first, uint32_t *opened, int which, uint32_t slot,
+                         uint64_t write) noexcept nogil:
+        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these are open."""
+        cdef char piece[PAGE_BYTES]
+        cdef char page[PAGE_BYTES]
+        cdef uint32_t at = offset_of(entry), length = length_of(entry), done, part
+        cdef uint32_t last = ((at + length - 1) >> PAGE_SHIFT) - first
+        cdef char *chunk
+        cdef char *to = page
+        while opened[0] <= last:
+            chunk = chunks + opened[0] * STRIDE
+            if not chunk_open(chunk, &self.sealers[which], chunk, &self.spill, write, slot, first + opened[0],
+                              NO_PAGE):
+                return -EIO
+            opened[0] += 1
+        done = 0
+        while done < length:
+            part = min(length - done, PAGE_BYTES - ((at + done) & PAGE_MASK))
+            memcpy(piece + done,
+                   chunks + (((at + done) >> PAGE_SHIFT) - first) * STRIDE + ((at + done) & PAGE_MASK), part)
+            done += part
+        if length == PAGE_BYTES:
+            memcpy(buf, piece + skip, count)
+            return 0
+        if count == PAGE_BYTES:
+            to = buf
+        if not (unpack_strong(&self.unpackers[which], piece, length, to) if kind_of(entry) == STRONG
+                else unpack_quick(piece, length, to)):
+            return -EIO
+        if to != buf:
+            memcpy(buf, page + skip, count)
+        return 0
 
     cdef char *_take_bounce(self) noexcept nogil:
         cdef char *buffer
@@ -265,6 +359,23 @@ cdef class Log:
         self.bounce[self.bounces] = buffer
         self.bounces += 1
         pthread_cond_signal(&self.bounce_free)
+        pthread_mutex_unlock(&self.bounce_lock)
+
+    cdef int _take_unpacker(self) noexcept nogil:
+        cdef int which
+        pthread_mutex_lock(&self.bounce_lock)
+        while self.n_unpackers == 0:
+            pthread_cond_wait(&self.unpacker_free, &self.bounce_lock)
+        self.n_unpackers -= 1
+        which = self.free_unpackers[self.n_unpackers]
+        pthread_mutex_unlock(&self.bounce_lock)
+        return which
+
+    cdef void _give_unpacker(self, int which) noexcept nogil:
+        pthread_mutex_lock(&self.bounce_lock)
+        self.free_unpackers[self.n_unpackers] = which
+        self.n_unpackers += 1
+        pthread_cond_signal(&self.unpacker_free)
         pthread_mutex_unlock(&self.bounce_lock)
 
     # Writes.
@@ -298,9 +409,9 @@ cdef class Log:
 
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages,
                           Waiter *waiter) noexcept nogil:
-        cdef uint32_t segment, index, word = 0
+        cdef uint32_t segment, offset, ordinal, word = 0
         cdef uint64_t run, i
-        cdef uint64_t *rmap
+        cdef char *content
         cdef int got
         while pages:
             got = self.segments.ensure_page(page, waiter)
@@ -317,18 +428,18 @@ cdef class Log:
             while (run < pages and self.map.page_ready(page + run)
                     and not page_is_same(buf + (run << PAGE_SHIFT), &word)):
                 run += 1
-            got = self.segments.reserve(GUEST, <uint32_t> run, waiter, &segment, &index)
+            got = self.segments.reserve(GUEST, <uint32_t> run, PAGE_BYTES, waiter, &segment, &offset, &ordinal)
             if got < 0:
                 return got
             point("write: reserved")
-            memcpy(self._page_at(segment, index), buf, <uint64_t> got << PAGE_SHIFT)
-            rmap = self._rmap(segment)
+            content = self.content(segment)
+            memcpy(content + offset, buf, <uint64_t> got << PAGE_SHIFT)
             point("write: copied")
             for i in range(<uint64_t> got):
-                rmap[index + i] = page + i
+                rmap_of(content, <uint32_t> (ordinal + i))[0] = <uint32_t> (page + i)
             mortal("write: reverse map stored")
             for i in range(<uint64_t> got):
-                self._publish(page + i, piece_entry(segment, <uint32_t> (index + i)))
+                self._publish(page + i, page_entry(segment, <uint32_t> (ordinal + i)))
             self.segments.unpin(segment)
             page += <uint64_t> got
             pages -= <uint64_t> got
@@ -349,7 +460,7 @@ cdef class Log:
     cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
                          Waiter *waiter) noexcept nogil:
         """Merge `count` bytes (zeros where `buf` is NULL) into a page: read, merge, compare and swap."""
-        cdef uint32_t segment, index, old_segment = NO_SEGMENT, word = 0
+        cdef uint32_t segment, offset, ordinal, old_segment = NO_SEGMENT, word = 0
         cdef uint64_t old, new
         cdef char *to
         cdef int result
@@ -357,11 +468,11 @@ cdef class Log:
         if result != 0:
             return result
         # Room first: whoever waits for RAM holds no pin and no stripe.
-        result = self.segments.reserve(GUEST, 1, waiter, &segment, &index)
+        result = self.segments.reserve(GUEST, 1, PAGE_BYTES, waiter, &segment, &offset, &ordinal)
         if result < 0:
             return result
-        to = self._page_at(segment, index)
-        self._rmap(segment)[index] = page
+        to = self.content(segment) + offset
+        rmap_of(self.content(segment), ordinal)[0] = <uint32_t> page
         pthread_mutex_lock(&self.stripes[page % STRIPES])
         while True:
             old = load64(&self.map.page_table[page])
@@ -374,7 +485,7 @@ cdef class Log:
                 memset(to + skip, 0, count)
             else:
                 memcpy(to + skip, buf, count)
-            new = piece_entry(segment, index)
+            new = page_entry(segment, ordinal)
             if page_is_same(to, &word):
                 new = same_entry(word)
             point("write part: merged")
@@ -389,7 +500,7 @@ cdef class Log:
         if old_segment != NO_SEGMENT:
             self.segments.disk_unpin(old_segment)
         if result != 0 or kind_of(new) == SAME:
-            self.segments.cancel(segment, 1)
+            self.segments.cancel(segment, 1, PAGE_BYTES)
         self.segments.unpin(segment)
         return result
 
@@ -400,11 +511,12 @@ cdef class Log:
         """
         cdef uint32_t segment
         cdef uint64_t place
+        cdef int result
         pinned[0] = NO_SEGMENT
         if kind_of(entry) == SAME:
             fill_words(to, same_word(entry), 0, PAGE_BYTES)
             return 0
-        if kind_of(entry) != PIECE:
+        if not is_piece(entry):
             memset(to, 0, PAGE_BYTES)
             return 0
         segment = segment_of(entry)
@@ -416,12 +528,16 @@ cdef class Log:
         pinned[0] = segment
         place = self.segments.place(segment)
         if ram_of(place):
-            memcpy(to, self.map.slot(ram_of(place) - 1) + (<uint64_t> index_of(entry) << PAGE_SHIFT),
-                   PAGE_BYTES)
+            if length_of(entry) == PAGE_BYTES:
+                memcpy(to, self.map.slot(ram_of(place) - 1) + offset_of(entry), PAGE_BYTES)
+                result = 0
+            else:
+                result = self._unpack(to, PAGE_BYTES, 0, entry,
+                                      self.map.slot(ram_of(place) - 1) + offset_of(entry))
             self.segments.unpin(segment)
-            return 0
+            return result
         self.segments.unpin(segment)
-        return self._read_disk(to, PAGE_BYTES, 0, segment, index_of(entry), page)
+        return self._read_disk(to, PAGE_BYTES, 0, segment, &entry, page)
 
     # Trims and zeroes.
 
@@ -450,7 +566,7 @@ cdef class Log:
                     self._publish(page, ABSENT)
             else:
                 old = self.entry(page)
-                if (kind_of(old) == PIECE or (kind_of(old) == SAME and same_word(old) != 0)
+                if (is_piece(old) or (kind_of(old) == SAME and same_word(old) != 0)
                         or (keep and old == ABSENT)):
                     result = self._write_part(NULL, <uint32_t> part, page, <uint32_t> skip, waiter)
                     if result != 0:
@@ -528,8 +644,6 @@ cdef class Log:
 
     # Helpers.
 
-    cdef char *_page_at(self, uint32_t segment, uint32_t index) noexcept nogil:
-        return self.map.slot(ram_of(self.segments.place(segment)) - 1) + (<uint64_t> index << PAGE_SHIFT)
-
-    cdef uint64_t *_rmap(self, uint32_t segment) noexcept nogil:
-        return <uint64_t *> (self.map.slot(ram_of(self.segments.place(segment)) - 1) + RMAP_OFFSET)
+    cdef char *content(self, uint32_t segment) noexcept nogil:
+        """Where a segment lies in RAM; it has a RAM slot, and the caller a pin or a claim."""
+        return self.map.slot(ram_of(self.segments.place(segment)) - 1)

@@ -1,16 +1,27 @@
 """The mapped state file: where its tables, words and pool lie in this process."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from swaptide.cache.pthread cimport pthread_mutex_t
 
+
+# A segment's flags.
+cdef enum:
+    COLD_FLAG = 1       # the cleaner moved pages into it
+    BAD_FLAG = 2        # its tags do not match; the cleaner leaves it alone until a restart
+    SUSPECT_FLAG = 4    # its read failed; tried again after a while
+    ALIGNED_FLAG = 8    # every piece is a whole page, at a multiple of one
+    PACKED_FLAG = 16    # there is nothing left in it to pack
+    SOLID_FLAG = 32     # it does not shrink
+    STRONG_FLAG = 64    # packed as well as can be
 
 cdef struct SegmentEntry:
     uint64_t place          # state, RAM slot + 1, disk slot + 1; one atomic store moves a segment
     uint64_t write          # the number of the write that put it on disk; every seal is bound to it
     uint64_t age            # the log's clock when its data was written; small is cold
-    uint32_t count          # pieces handed out so far
-    uint32_t flags
+    uint32_t fill           # bytes handed out so far
+    uint16_t count          # pieces handed out so far
+    uint16_t flags
 
 
 cdef class Mapping:

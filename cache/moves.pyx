@@ -1,4 +1,4 @@
-"""One move each: write a segment out, drop one, clean one, make or give back RAM slots.
+"""One move each: pack a segment, write one out, drop one, clean one, make or give back RAM slots.
 
 Called by the movers in worker threads; each call releases the GIL for all of its work and allocates
 nothing.  What to move, and when, is decided in movers.py.
@@ -7,56 +7,86 @@ nothing.  What to move, and when, is decided in movers.py.
 import errno
 
 from libc.errno cimport EAGAIN, EBADMSG
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from swaptide.cache.atomics cimport cas64, count64, mortal, point
+from swaptide.cache.codec cimport (
+    CODEC_WORTH,
+    pack_quick,
+    pack_strong,
+    packer,
+    packer_end,
+    packer_init,
+    unpack_quick,
+    unpacker,
+    unpacker_end,
+    unpacker_init,
+)
 from swaptide.cache.entry cimport (
-    CLEAN,
-    DIRTY,
+    CHUNKS,
+    CONTENT_BYTES,
     PAGE_BYTES,
     PAGE_SHIFT,
     PIECE,
-    PIECES,
-    RMAP_OFFSET,
     SEGMENT_BYTES,
+    STRONG,
     TABLE_PIECE_PAGES,
     disk_of,
-    index_of,
+    is_piece,
     kind_of,
+    length_of,
+    offset_of,
     piece_entry,
     ram_of,
+    rmap_of,
     segment_of,
 )
-from swaptide.cache.image cimport (
-    IMAGE_RMAP,
-    STRIDE,
-    image_make,
-    image_open,
-    image_read,
-    image_write,
-    piece_open,
-)
+from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, image_is, image_make, image_read, image_write
 from swaptide.cache.log cimport Log
+from swaptide.cache.mapping cimport ALIGNED_FLAG, BAD_FLAG, SUSPECT_FLAG, SegmentEntry
 from swaptide.cache.seal cimport seal_end, seal_init, sealer
-from swaptide.cache.segments cimport BAD_FLAG, COLD, NO_SEGMENT, SUSPECT_FLAG, Segments, Waiter
+from swaptide.cache.segments cimport (
+    COLD,
+    NO_SEGMENT,
+    PACK,
+    SOLID,
+    STRONG_PACK,
+    Segments,
+    Waiter,
+)
 from swaptide.cache.words cimport (
     CLEANED_PAGES,
     CLEANED_SEGMENTS,
+    PACK_TRIED_PAGES,
+    PACKED_TOTAL_BYTES,
+    PACKED_TOTAL_PAGES,
     SPILL_READ_BYTES,
     SPILL_READ_ERRORS,
     SPILL_WRITE_ERRORS,
     SPILL_WRITTEN_BYTES,
+    STRENGTHENED_SEGMENTS,
 )
 
 cdef enum:
     MAX_SPILLERS = 16
+    MAX_PACKERS = 16
+    # Of a segment's pages, how many are tried before all of them are; and with how few that shrink it is
+    # left as it is.
+    SAMPLE = 16
+    SAMPLE_LEAST = 4
+
+cdef struct Packing:
+    packer by
+    unpacker undo
+    char page[PAGE_BYTES]
+    char piece[PAGE_BYTES]
 
 
 cdef class Moves:
-    """The moves of one disk.  `spillers` writes may be in flight at once, and one cleaning.
+    """The moves of one disk.  `spillers` writes may be in flight at once, `packers` packings, and one cleaning.
 
     `key` is the disk's, None where it is not encrypted.
     """
@@ -65,32 +95,42 @@ cdef class Moves:
     cdef Segments segments
     cdef char *memory
     cdef sealer sealers[MAX_SPILLERS + 1]       # each goes with its part of the memory
-    cdef int spillers
+    cdef Packing packings[MAX_PACKERS]
+    cdef uint8_t opened[CHUNKS]                 # of the segment that is cleaned from disk: 1 open, 2 damaged
+    cdef int spillers, packers
 
-    def __cinit__(self, Log log, Segments segments, int spillers, const unsigned char[:] key):
+    def __cinit__(self, Log log, Segments segments, int spillers, int packers, const unsigned char[:] key):
         cdef void *memory
         cdef int i
-        if spillers > MAX_SPILLERS:
-            raise ValueError(f"at most {MAX_SPILLERS} spillers")
+        if spillers > MAX_SPILLERS or packers > MAX_PACKERS:
+            raise ValueError(f"at most {MAX_SPILLERS} spillers and {MAX_PACKERS} packers")
         self.log = log
         self.segments = segments
         self.spillers = spillers
-        if posix_memalign(&memory, PAGE_BYTES, (spillers + 1) * SEGMENT_BYTES) != 0:
+        self.packers = packers
+        # One image for each spiller; an image and what is opened of it for the cleaner.
+        if posix_memalign(&memory, PAGE_BYTES, (spillers + 2) * SEGMENT_BYTES) != 0:
             raise MemoryError()
-        memset(memory, 0, (spillers + 1) * SEGMENT_BYTES)
+        memset(memory, 0, (spillers + 2) * SEGMENT_BYTES)
         self.memory = <char *> memory
         for i in range(spillers + 1):
             if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
                 raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
+        for i in range(packers):
+            if packer_init(&self.packings[i].by) != 0 or unpacker_init(&self.packings[i].undo) != 0:
+                raise MemoryError()
 
     def __dealloc__(self):
         cdef int i
         for i in range(MAX_SPILLERS + 1):
             seal_end(&self.sealers[i])
+        for i in range(MAX_PACKERS):
+            packer_end(&self.packings[i].by)
+            unpacker_end(&self.packings[i].undo)
         free(self.memory)
 
     def spill(self, int worker):
-        """Write the coldest dirty segment to disk.  1: done; 0: none to be had; -errno: the store failed.
+        """Write the dirty segment whose turn it is to disk.  1: done; 0: none to be had; -errno: the store failed.
 
         `worker` names the staging buffer, 0 up to `spillers` - 1; no two calls at once may share one.
         """
@@ -101,12 +141,12 @@ cdef class Moves:
 
     cdef int _spill(self, int worker) noexcept nogil:
         cdef char *image = self.memory + worker * SEGMENT_BYTES
-        cdef uint32_t segment = self.segments.claim_coldest(DIRTY)
+        cdef uint32_t segment = self.segments.claim_for_disk()
         cdef uint64_t place
         cdef int result
         if segment == NO_SEGMENT:
             return 0
-        if self.segments.live[segment] == 0 or not self.segments.wait_unpinned(segment):
+        if self.segments.live_bytes(segment) == 0 or not self.segments.wait_unpinned(segment):
             self.segments.unclaim(segment)
             return 1
         if not self.segments.begin_write(segment):
@@ -114,9 +154,8 @@ cdef class Moves:
             return 0
         place = self.segments.place(segment)
         point("spill: slot marked")
-        result = image_make(image, &self.sealers[worker], self.log.map.slot(ram_of(place) - 1),
-                            &self.log.spill, self.log.map.segment_table[segment].write, disk_of(place) - 1,
-                            self.log.map.segment_table[segment].count)
+        result = image_make(image, &self.sealers[worker], self.log.content(segment), &self.log.spill,
+                            &self.log.map.segment_table[segment], disk_of(place) - 1)
         if result == 0:
             result = image_write(image, &self.log.spill, disk_of(place) - 1)
         mortal("spill: written")
@@ -133,31 +172,32 @@ cdef class Moves:
         cdef uint32_t segment
         with nogil:
             while done < count:
-                segment = self.segments.claim_coldest(CLEAN)
+                segment = self.segments.claim_clean()
                 if segment == NO_SEGMENT:
                     break
                 self.segments.drop(segment)
                 done += 1
         return done
 
-    def clean(self, bint on_disk, int below, int most):
-        """Move the live pages out of up to `most` segments, the emptiest with fewer than `below` of them.
+    def clean(self, bint on_disk, uint32_t below, int most, bint by_age):
+        """Move what lives out of up to `most` segments with less than `below` live bytes.
 
-        A segment whose tags do not match is left alone from now on, one whose read failed for a while.
+        With `by_age` those whose cleaning pays best, else the emptiest.  A segment whose tags do not match
+        is left alone from now on, one whose read failed for a while.
 
         Returns how many were cleaned; -errno where one could not be read.
         """
         cdef int result = 0, done = 0
         with nogil:
             while done < most:
-                result = self._clean(on_disk, below)
+                result = self._clean(on_disk, below, by_age)
                 if result <= 0:
                     break
                 done += 1
         return result if result < 0 else done
 
-    cdef int _clean(self, bint on_disk, int32_t below) noexcept nogil:
-        cdef uint32_t segment = self.segments.claim_emptiest(on_disk, below)
+    cdef int _clean(self, bint on_disk, uint32_t below, bint by_age) noexcept nogil:
+        cdef uint32_t segment = self.segments.claim_to_clean(on_disk, below, by_age)
         cdef uint64_t place
         cdef int result
         if segment == NO_SEGMENT:
@@ -167,7 +207,8 @@ cdef class Moves:
             return 0
         place = self.segments.place(segment)
         if ram_of(place):
-            result = self._move_live(segment, self.log.map.slot(ram_of(place) - 1), True, 0)
+            result = self._move_live(segment, self.log.content(segment),
+                                     self.log.map.segment_table[segment].count, NULL, 0)
         else:
             result = self._clean_from_disk(segment, disk_of(place) - 1)
         if result == -EBADMSG:
@@ -183,77 +224,258 @@ cdef class Moves:
 
     cdef int _clean_from_disk(self, uint32_t segment, uint32_t slot) noexcept nogil:
         cdef char *image = self.memory + self.spillers * SEGMENT_BYTES
+        cdef char *content = image + SEGMENT_BYTES
+        cdef SegmentEntry *entry = &self.log.map.segment_table[segment]
+        cdef uint32_t count = entry.count
         cdef int result
-        if self.segments.live[segment] == 0:
+        if self.segments.live_bytes(segment) == 0:
             return 0
         result = image_read(image, &self.log.spill, slot)
-        if result == 0:
-            count64(&self.log.map.counters[SPILL_READ_BYTES], SEGMENT_BYTES)
-            if not image_open(image, &self.sealers[self.spillers], &self.log.spill,
-                              self.log.map.segment_table[segment].write, slot):
-                count64(&self.log.map.counters[SPILL_READ_ERRORS], 1)
-                self._find_pages(segment, <uint64_t *> (image + IMAGE_RMAP))
         if result != 0:
             count64(&self.log.map.counters[SPILL_READ_ERRORS], 1)
             return result
-        return self._move_live(segment, image, False, slot)
+        count64(&self.log.map.counters[SPILL_READ_BYTES], SEGMENT_BYTES)
+        memset(self.opened, 0, CHUNKS)
+        if (not image_is(image, entry.write, slot)
+                or not self._open_chunks(image, content, entry, slot,
+                                         <char *> rmap_of(content, count) + 4 - content, CONTENT_BYTES,
+                                         NO_PAGE)):
+            count64(&self.log.map.counters[SPILL_READ_ERRORS], 1)
+            count = self._find_pages(segment, content)
+        return self._move_live(segment, content, count, image, slot)
 
-    cdef void _find_pages(self, uint32_t segment, uint64_t *rmap) noexcept nogil:
-        """Make the reverse map of a segment anew from the page table: each page is sealed by itself."""
+    cdef bint _open_chunks(self, char *image, char *content, SegmentEntry *entry, uint32_t slot, uint64_t start,
+                           uint64_t end, uint32_t page) noexcept nogil:
+        """Open what is not open yet of the bytes [start, end) of a segment's content."""
+        cdef uint32_t i
+        for i in range(<uint32_t> (start >> PAGE_SHIFT), <uint32_t> ((end + PAGE_BYTES - 1) >> PAGE_SHIFT)):
+            if self.opened[i] == 0:
+                self.opened[i] = 1 if chunk_open(content + (<uint64_t> i << PAGE_SHIFT),
+                                                 &self.sealers[self.spillers], image + i * STRIDE,
+                                                 &self.log.spill, entry.write, slot, i, page) else 2
+            if self.opened[i] == 2:
+                return False
+        return True
+
+    cdef uint32_t _find_pages(self, uint32_t segment, char *content) noexcept nogil:
+        """Make the reverse map of a segment anew from the page table: what lies there is sealed by itself.
+
+        Returns how many pages there are.
+        """
         cdef uint64_t page = 0, entry
-        memset(rmap, 0xff, PIECES * sizeof(uint64_t))
-        while page < self.log.map.pages:
+        cdef uint32_t found = 0, most = self.log.map.segment_table[segment].count
+        while page < self.log.map.pages and found < most:
             if not self.log.map.page_ready(page):
                 page = (page | (TABLE_PIECE_PAGES - 1)) + 1
                 continue
             entry = self.log.entry(page)
-            if kind_of(entry) == PIECE and segment_of(entry) == segment:
-                rmap[index_of(entry)] = page
+            if is_piece(entry) and segment_of(entry) == segment:
+                rmap_of(content, found)[0] = <uint32_t> page
+                found += 1
             page += 1
+        return found
 
-    cdef int _move_live(self, uint32_t segment, char *source, bint in_ram, uint32_t slot) noexcept nogil:
-        """Copy what lives of a claimed segment to the cleaner's; returns pages moved or a negative errno."""
-        cdef uint64_t *rmap = <uint64_t *> (source + (RMAP_OFFSET if in_ram else IMAGE_RMAP))
-        cdef uint64_t age = self.log.map.segment_table[segment].age
-        cdef uint64_t write = self.log.map.segment_table[segment].write
-        cdef uint32_t index, to, to_index, count = self.log.map.segment_table[segment].count
-        cdef uint64_t page, old
-        cdef char *piece
-        cdef int moved = 0, failed = 0
-        cdef Waiter patient
-        patient.alive = NULL
-        patient.arg = NULL
-        patient.stalled_ns = 0
-        for index in range(count):
-            page = rmap[index]
+    cdef int _move_live(self, uint32_t segment, char *content, uint32_t count, char *image,
+                        uint32_t slot) noexcept nogil:
+        """Copy what lives of a claimed segment to the cleaner's; returns pages moved or a negative errno.
+
+        `image` is NULL where the content lies in RAM; else pieces are opened out of it as they are needed.
+        """
+        cdef SegmentEntry *entry = &self.log.map.segment_table[segment]
+        cdef uint32_t ordinal, page, page_of_chunk
+        cdef uint64_t old
+        cdef int moved = 0, failed = 0, result
+        for ordinal in range(count):
+            page = rmap_of(content, ordinal)[0]
             if page >= self.log.map.pages:
                 continue
-            old = piece_entry(segment, index)
-            if self.log.entry(page) != old:
+            old = self.log.entry(page)
+            if not is_piece(old) or segment_of(old) != segment:
                 continue
-            piece = source + (index << PAGE_SHIFT if in_ram else index * STRIDE)
-            if not in_ram and not piece_open(piece, &self.sealers[self.spillers], piece, &self.log.spill,
-                                             write, slot, index, page):
-                failed += 1
-                continue
-            if self.segments.reserve(COLD, 1, &patient, &to, &to_index) < 0:
-                return -EAGAIN      # stopping
-            memcpy(self.log._page_at(to, to_index), piece, PAGE_BYTES)
-            self.log._rmap(to)[to_index] = page
-            self.segments.blend_age(age, 1)
-            point("clean: copied")
-            # The source is claimed, so its number cannot come round: equal means unchanged.
-            if cas64(&self.log.map.page_table[page], old, piece_entry(to, to_index)):
-                mortal("clean: entry swapped")
-                self.segments.cancel(segment, 1)
-                moved += 1
-            else:
-                self.segments.cancel(to, 1)
-            self.segments.unpin(to)
+            if image != NULL:
+                page_of_chunk = page if entry.flags & ALIGNED_FLAG else <uint32_t> NO_PAGE
+                if not self._open_chunks(image, content, entry, slot, offset_of(old),
+                                         offset_of(old) + length_of(old), page_of_chunk):
+                    failed += 1
+                    continue
+            result = self._move_piece(COLD, page, old, kind_of(old), content + offset_of(old), length_of(old))
+            if result < 0:
+                return result
+            moved += result
         if failed:
             count64(&self.log.map.counters[SPILL_READ_ERRORS], failed)
             return -EBADMSG
         return moved
+
+    cdef int _move_piece(self, int head, uint32_t page, uint64_t old, int kind, char *piece,
+                         uint32_t length) noexcept nogil:
+        """Have `piece` stand for a page of a claimed segment instead of its `old` entry.
+
+        1, 0 where the page was overwritten meanwhile, or -EAGAIN: stopping, or no slot for a packer.
+        """
+        cdef uint32_t to, offset, ordinal, segment = segment_of(old)
+        cdef char *content
+        cdef int result = 0
+        cdef Waiter patient
+        patient.alive = NULL
+        patient.arg = NULL
+        patient.stalled_ns = 0
+        if self.segments.reserve(head, 1, length, &patient if head == COLD else NULL, &to, &offset,
+                                 &ordinal) < 0:
+            return -EAGAIN
+        content = self.log.content(to)
+        memcpy(content + offset, piece, length)
+        rmap_of(content, ordinal)[0] = page
+        self.segments.blend_age(head, self.log.map.segment_table[segment].age, length)
+        point("move: copied")
+        # The source is claimed, so its number cannot come round: equal means unchanged.
+        if cas64(&self.log.map.page_table[page], old, piece_entry(kind, to, offset, length)):
+            mortal("move: entry swapped")
+            self.segments.retire(old)
+            result = 1
+        else:
+            self.segments.cancel(to, 1, length)
+        self.segments.unpin(to)
+        return result
+
+    # Packing.
+
+    def pack(self, int worker, uint32_t keep, bint strong):
+        """Pack the coldest segment that may shrink, while there are more than `keep` of these.
+
+        Pages that do not shrink are gathered in segments of their own.  `worker` is one of the packers; no
+        two calls at once may share one.  1: done; 0: nothing to do; -EAGAIN: no RAM slot to pack into.
+        """
+        cdef int result
+        with nogil:
+            result = self._pack(&self.packings[worker], keep, strong)
+        return result
+
+    cdef int _pack(self, Packing *with_, uint32_t keep, bint strong) noexcept nogil:
+        cdef uint32_t segment = self.segments.claim_to_pack(keep)
+        cdef int result
+        if segment == NO_SEGMENT:
+            return 0
+        if not self.segments.wait_unpinned(segment):
+            self.segments.unclaim(segment)
+            return 0
+        if not self._shrinks(with_, segment):
+            self.segments.stiffen(segment)
+            self.segments.unclaim(segment)
+            return 1
+        result = self._pack_live(with_, segment, strong)
+        self.segments.unclaim(segment)
+        return result
+
+    cdef bint _shrinks(self, Packing *with_, uint32_t segment) noexcept nogil:
+        """Try some of a segment's live pages, from all over it."""
+        cdef char *content = self.log.content(segment)
+        cdef uint32_t count = self.log.map.segment_table[segment].count, ordinal = 0, page
+        cdef uint32_t step = count / SAMPLE + 1
+        cdef uint64_t entry
+        cdef int tried = 0, shrunk = 0
+        while ordinal < count:
+            page = rmap_of(content, ordinal)[0]
+            ordinal += step
+            if page >= self.log.map.pages:
+                continue
+            entry = self.log.entry(page)
+            if not is_piece(entry) or segment_of(entry) != segment:
+                continue
+            tried += 1
+            if (length_of(entry) < PAGE_BYTES
+                    or pack_quick(&with_.by, content + offset_of(entry), with_.piece) != 0):
+                shrunk += 1
+        # Where too little lives to tell, packing costs nothing.
+        return shrunk >= SAMPLE_LEAST or tried < SAMPLE / 2
+
+    cdef int _pack_live(self, Packing *with_, uint32_t segment, bint strong) noexcept nogil:
+        cdef char *content = self.log.content(segment)
+        cdef uint32_t count = self.log.map.segment_table[segment].count, ordinal, page, length
+        cdef uint64_t old
+        cdef int64_t tried = 0, shrunk = 0, nbytes = 0
+        cdef int head, kind, result = 1
+        cdef char *piece
+        for ordinal in range(count):
+            page = rmap_of(content, ordinal)[0]
+            if page >= self.log.map.pages:
+                continue
+            old = self.log.entry(page)
+            if not is_piece(old) or segment_of(old) != segment:
+                continue
+            piece = content + offset_of(old)
+            length = length_of(old)
+            kind = kind_of(old)
+            head = PACK
+            if length == PAGE_BYTES:
+                tried += 1
+                if strong:
+                    length = pack_strong(&with_.by, piece, with_.piece, CODEC_WORTH)
+                    kind = STRONG
+                else:
+                    length = pack_quick(&with_.by, piece, with_.piece)
+                if length:
+                    shrunk += 1
+                    nbytes += length
+                    piece = with_.piece
+                else:
+                    length = PAGE_BYTES
+                    kind = PIECE
+                    head = SOLID
+            point("pack: packed")
+            if self._move_piece(head, page, old, kind, piece, length) < 0:
+                result = -EAGAIN
+                break
+        count64(&self.log.map.counters[PACK_TRIED_PAGES], tried)
+        count64(&self.log.map.counters[PACKED_TOTAL_PAGES], shrunk)
+        count64(&self.log.map.counters[PACKED_TOTAL_BYTES], nbytes)
+        return result
+
+    def strengthen(self, int worker):
+        """Pack the coldest packed segment anew with zstd; for idle cores.  As `pack` returns."""
+        cdef int result
+        with nogil:
+            result = self._strengthen(&self.packings[worker])
+        return result
+
+    cdef int _strengthen(self, Packing *with_) noexcept nogil:
+        cdef uint32_t segment = self.segments.claim_to_strengthen(), ordinal, page, length, shorter
+        cdef uint32_t count
+        cdef uint64_t old
+        cdef char *content
+        cdef char *piece
+        cdef int kind, result = 1
+        if segment == NO_SEGMENT:
+            return 0
+        if not self.segments.wait_unpinned(segment):
+            self.segments.unclaim(segment)
+            return 0
+        content = self.log.content(segment)
+        count = self.log.map.segment_table[segment].count
+        for ordinal in range(count):
+            page = rmap_of(content, ordinal)[0]
+            if page >= self.log.map.pages:
+                continue
+            old = self.log.entry(page)
+            if not is_piece(old) or segment_of(old) != segment:
+                continue
+            piece = content + offset_of(old)
+            length = length_of(old)
+            kind = kind_of(old)
+            if kind == PIECE and length < PAGE_BYTES and unpack_quick(piece, length, with_.page):
+                shorter = pack_strong(&with_.by, with_.page, with_.piece, length - length / 16)
+                if shorter:
+                    piece = with_.piece
+                    length = shorter
+                    kind = STRONG
+            point("strengthen: packed")
+            if self._move_piece(STRONG_PACK, page, old, kind, piece, length) < 0:
+                result = -EAGAIN
+                break
+        if result == 1:
+            count64(&self.log.map.counters[STRENGTHENED_SEGMENTS], 1)
+        self.segments.unclaim(segment)
+        return result
 
     def populate(self, uint32_t count):
         """Make up to `count` free RAM slots.  How many, or -ENOMEM where the host refuses."""

@@ -4,7 +4,7 @@ Runs in one thread, before anybody else looks.  Only entries and places are beli
 of them were checked; live counts, lists and free slots are made anew (docs/design.md, "Kill-safe").
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 from posix.types cimport off_t
@@ -17,27 +17,41 @@ from swaptide.cache.entry cimport (
     DYING,
     FREE,
     OPEN,
+    CONTENT_BYTES,
     PAGE_BYTES,
+    PAGE_SHIFT,
     PIECE,
     PIECES,
-    RMAP_OFFSET,
+    RMAP_ENTRY_BYTES,
     SAME,
     SEGMENT_BYTES,
     TABLE_PIECE_PAGES,
     WRITING,
     disk_of,
-    index_of,
+    is_piece,
     kind_of,
+    length_of,
+    offset_of,
     piece_entry,
     place_of,
     ram_of,
+    rmap_of,
     same_entry,
     same_word,
     segment_of,
     state_of,
 )
-from swaptide.cache.mapping cimport Mapping
-from swaptide.cache.segments cimport COLD_FLAG, Segments
+from swaptide.cache.codec cimport CODEC_LEAST
+from swaptide.cache.mapping cimport (
+    ALIGNED_FLAG,
+    COLD_FLAG,
+    PACKED_FLAG,
+    SOLID_FLAG,
+    STRONG_FLAG,
+    Mapping,
+    SegmentEntry,
+)
+from swaptide.cache.segments cimport Segments
 from swaptide.cache.words cimport LOG_CLOCK, WRITE_CLOCK
 
 from swaptide.cache.errors import StateError
@@ -174,7 +188,7 @@ def _check_places(Segments segments):
     for segment in range(segments.used_ids):
         place = segments.map.segment_table[segment].place
         if (not is_place(segments.map, place)
-                or state_of(place) != FREE and segments.map.segment_table[segment].count > PIECES
+                or state_of(place) != FREE and not is_use(&segments.map.segment_table[segment])
                 or ram_of(place) in ram or disk_of(place) in disk
                 or ram_of(place) and not there[ram_of(place) - 1]):
             raise StateError(f"the state file is damaged: segment {segment} has the place {place:#x}")
@@ -184,20 +198,41 @@ def _check_places(Segments segments):
             disk.add(disk_of(place))
 
 
+cdef bint is_use(const SegmentEntry *entry) noexcept nogil:
+    """Whether that many pieces of that many bytes fit into a segment."""
+    if entry.flags & ALIGNED_FLAG:
+        # A death between its two stores leaves the number of pieces behind.
+        return (entry.count <= PIECES and entry.fill % PAGE_BYTES == 0 and entry.fill <= PIECES * PAGE_BYTES
+                and entry.count <= entry.fill / PAGE_BYTES)
+    return (entry.fill <= CONTENT_BYTES
+            and entry.fill + <uint32_t> entry.count * RMAP_ENTRY_BYTES <= CONTENT_BYTES)
+
+
 cdef bint is_own(Segments segments, uint64_t page, uint64_t entry, uint8_t *seen) noexcept nogil:
     """Whether a piece entry is well formed, names a piece that was handed out, and to this page alone.
 
-    The reverse map tells where it is in RAM.  Where it is on disk `seen`, a bit for each piece, still finds
-    two pages with one piece; that there may be only one makes a swap of two entries the one thing unseen.
+    The reverse map tells where whole pages lie in RAM.  Where they are on disk `seen`, a bit for each, still
+    finds two pages with one piece; that there may be only one makes a swap of two entries the one thing unseen.
+    Of packed pieces it is known that all that live fit into what was handed out (`_recount`).
     """
-    cdef uint32_t segment = segment_of(entry), index = index_of(entry), ram
-    cdef uint64_t bit = <uint64_t> segment * PIECES + index
-    if (entry != piece_entry(segment, index) or segment >= segments.used_ids
-            or index >= segments.map.segment_table[segment].count):
+    cdef uint32_t segment = segment_of(entry), offset = offset_of(entry), length = length_of(entry), index, ram
+    cdef SegmentEntry *of
+    cdef uint64_t bit
+    if (segment >= segments.used_ids or entry != piece_entry(kind_of(entry), segment, offset, length)
+            or not CODEC_LEAST <= length <= PAGE_BYTES):
         return False
-    ram = ram_of(segments.map.segment_table[segment].place)
+    of = &segments.map.segment_table[segment]
+    if offset + length > of.fill or (length == PAGE_BYTES and kind_of(entry) != PIECE):
+        return False
+    if not of.flags & ALIGNED_FLAG:
+        return True
+    index = offset >> PAGE_SHIFT
+    if offset % PAGE_BYTES or length != PAGE_BYTES or index >= of.count:
+        return False
+    ram = ram_of(of.place)
     if ram:
-        return (<uint64_t *> (segments.map.slot(ram - 1) + RMAP_OFFSET))[index] == page
+        return rmap_of(segments.map.slot(ram - 1), index)[0] == page
+    bit = <uint64_t> segment * (PIECES + 3) + index
     if seen[bit >> 3] & (1 << (bit & 7)):
         return False
     seen[bit >> 3] |= 1 << (bit & 7)
@@ -217,10 +252,10 @@ def _recount(Segments segments):
                 page = (page | (TABLE_PIECE_PAGES - 1)) + 1
                 continue
             entry = segments.map.page_table[page]
-            if kind_of(entry) == PIECE:
+            if is_piece(entry):
                 bad = not is_own(segments, page, entry, seen)
                 if not bad:
-                    segments.live[segment_of(entry)] += 1
+                    segments.live[segment_of(entry)] += (<int64_t> 1 << 32) + length_of(entry)
             elif kind_of(entry) == SAME:
                 bad = entry != same_entry(same_word(entry))
                 same += 1
@@ -230,7 +265,47 @@ def _recount(Segments segments):
     free(seen)
     if bad:
         raise StateError(f"the state file is damaged: the entry of page {page - 1} points nowhere")
+    _check_packed(segments)
     return same
+
+
+def _check_packed(Segments segments):
+    """What lives in a segment of pieces of any length is no more than was handed out of it, and in RAM its
+    reverse map names as many pages that lie there."""
+    cdef uint32_t segment, ordinal, page
+    cdef uint64_t live, entry, named
+    cdef SegmentEntry *of
+    cdef char *content
+    cdef uint8_t *seen
+    cdef bint bad = False
+    for segment in range(segments.used_ids):
+        of = &segments.map.segment_table[segment]
+        live = <uint64_t> segments.live[segment]
+        if state_of(of.place) == FREE or of.flags & ALIGNED_FLAG or live == 0:
+            continue
+        bad = (live >> 32) > of.count or <uint32_t> live > of.fill
+        if not bad and ram_of(of.place):
+            content = segments.map.slot(ram_of(of.place) - 1)
+            seen = <uint8_t *> calloc(CONTENT_BYTES / CODEC_LEAST / 8 + 1, 1)
+            if seen == NULL:
+                raise MemoryError()
+            named = 0
+            with nogil:
+                for ordinal in range(of.count):
+                    page = rmap_of(content, ordinal)[0]
+                    if page >= segments.map.pages or not segments.map.page_ready(page):
+                        continue
+                    entry = segments.map.page_table[page]
+                    if not is_piece(entry) or segment_of(entry) != segment:
+                        continue
+                    # No two pieces begin within the same 16 bytes.
+                    entry = offset_of(entry) / CODEC_LEAST
+                    named += not seen[entry >> 3] >> (entry & 7) & 1
+                    seen[entry >> 3] |= 1 << (entry & 7)
+            free(seen)
+            bad = named != live >> 32
+        if bad:
+            raise StateError(f"the state file is damaged: segment {segment} is not what its pages say")
 
 
 def _check_dead(Segments segments):
@@ -288,7 +363,8 @@ def _mend_clocks(Segments segments, uint64_t greatest, uint64_t taken):
 
 def _settle(Segments segments):
     """Bring half-done moves to an end; returns (age, segment) of what is in RAM."""
-    cdef uint32_t segment, flags
+    cdef uint32_t segment
+    cdef uint16_t flags
     cdef uint64_t place
     ages = []
     for segment in range(segments.used_ids):
@@ -297,10 +373,11 @@ def _settle(Segments segments):
         if state == FREE:
             continue
         # What was bad may have been the way to it.
-        flags = segments.map.segment_table[segment].flags & <uint32_t> COLD_FLAG
+        flags = segments.map.segment_table[segment].flags & <uint16_t> (
+            COLD_FLAG | ALIGNED_FLAG | PACKED_FLAG | SOLID_FLAG | STRONG_FLAG)
         segments.map.segment_table[segment].flags = flags
         # set_place() tallies differences; nothing is tallied yet.
-        segments._tally(state, 1)
+        segments._tally(segments._class_of(segment), state, 1)
         if segments.live[segment] == 0:
             segments.set_place(segment, 0)
         elif state in (OPEN, WRITING, DIRTY):

@@ -1,20 +1,30 @@
 """Who owns which segment, RAM slot and disk slot; see segments.pyx."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     NO_SEGMENT = 0xffffffff
-    COLD_FLAG = 1       # written by the cleaner
-    BAD_FLAG = 2        # its tags do not match; the cleaner leaves it alone until a restart
-    SUSPECT_FLAG = 4    # its read failed; tried again after a while
 
+# Who appends to an open segment of its own.
 cdef enum:
     GUEST = 0
-    COLD = 1
-    HEADS = 2
+    COLD = 1        # the cleaner: pieces of any kind
+    PACK = 2        # the packers
+    SOLID = 3       # the packers: pages that do not shrink
+    STRONG_PACK = 4  # the packers: packed anew, better
+    HEADS = 5
+
+# Sealed segments in RAM are listed by what is best done with them.
+cdef enum:
+    RAW = 0         # may shrink
+    PACKED = 1      # has shrunk
+    STIFF = 2       # does not shrink: the first to go to disk
+    CLASSES = 3
+    CLEANED = 3     # is on disk as well
+    LISTS = 4
 
 # Asked while a writer waits for RAM: is the client that sent the request still there?
 ctypedef bint (*alive_t)(void *arg) noexcept nogil
@@ -26,16 +36,15 @@ cdef struct Waiter:
 
 cdef struct OpenSegment:
     uint32_t segment
-    uint32_t fill
     double age_sum
-    uint32_t age_pieces
+    uint64_t age_bytes
 
 
 cdef class Segments:
     cdef Mapping map
     cdef pthread_mutex_t lock
     cdef pthread_cond_t freed
-    cdef int32_t *live
+    cdef int64_t *live      # pieces << 32 | their bytes
     cdef int32_t *pins
     cdef int32_t *disk_pins
     cdef uint8_t *claimed
@@ -49,11 +58,13 @@ cdef class Segments:
     cdef uint32_t n_free_ids, n_free_ram, n_hole_ram, n_punch_ram, n_free_disk
     cdef uint32_t n_suspect_disk, failed_writes     # of the free ones; writes that failed so far
     cdef uint32_t used_ids, used_ram, used_disk     # high-water marks: numbers never used lie above
-    cdef uint32_t populated, populating, clean_segments, dirty_segments, writing_segments
-    cdef uint32_t coldest, youngest
+    cdef uint32_t populated, populating, clean_segments, writing_segments
+    cdef uint32_t dirty_segments[3]     # by class
+    cdef uint32_t coldest[4]
+    cdef uint32_t youngest[4]
     cdef uint32_t waiting, gift
     cdef bint cleaner_waits
-    cdef OpenSegment heads[2]
+    cdef OpenSegment heads[5]
     cdef uint64_t log_clock, write_clock    # as the state file has them; what it says later is not believed
     cdef uint64_t target_bytes
     cdef uint64_t private_bytes
@@ -63,10 +74,11 @@ cdef class Segments:
     cdef int kick_fd
     cdef int32_t kicked
 
-    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment,
-                     uint32_t *index) noexcept nogil
+    cdef int reserve(self, int head, uint32_t want, uint32_t length, Waiter *waiter, uint32_t *segment,
+                     uint32_t *offset, uint32_t *ordinal) noexcept nogil
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil
-    cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil
+    cdef void cancel(self, uint32_t segment, uint32_t pieces, uint32_t length) noexcept nogil
+    cdef uint32_t live_bytes(self, uint32_t segment) noexcept nogil
     cdef void retire(self, uint64_t entry) noexcept nogil
     cdef void pin(self, uint32_t segment) noexcept nogil
     cdef void unpin(self, uint32_t segment) noexcept nogil
@@ -77,15 +89,21 @@ cdef class Segments:
     cdef void set_place(self, uint32_t segment, uint64_t place) noexcept nogil
     cdef void kick(self) noexcept nogil
     cdef uint32_t limit(self) noexcept nogil
-    cdef void blend_age(self, uint64_t age, uint32_t pieces) noexcept nogil
+    cdef void blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil
 
-    cdef uint32_t claim_coldest(self, int state) noexcept nogil
-    cdef uint32_t claim_emptiest(self, bint on_disk, int32_t below) noexcept nogil
+    cdef uint32_t claim_clean(self) noexcept nogil
+    cdef uint32_t claim_for_disk(self) noexcept nogil
+    cdef uint32_t claim_to_pack(self, uint32_t keep) noexcept nogil
+    cdef uint32_t claim_to_strengthen(self) noexcept nogil
+    cdef uint32_t claim_to_clean(self, bint on_disk, uint32_t below, bint by_age) noexcept nogil
+    cdef void stiffen(self, uint32_t segment) noexcept nogil
+    cdef uint32_t _next_dirty(self, uint32_t segment) noexcept nogil
+    cdef uint32_t _coldest_of(self, int kind, int state, uint16_t without) noexcept nogil
     cdef void unclaim(self, uint32_t segment) noexcept nogil
     cdef bint begin_write(self, uint32_t segment) noexcept nogil
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil
     cdef void drop(self, uint32_t segment) noexcept nogil
-    cdef void mark(self, uint32_t segment, uint32_t flag) noexcept nogil
+    cdef void mark(self, uint32_t segment, uint16_t flag) noexcept nogil
     cdef int populate(self, uint32_t count) noexcept nogil
     cdef int punch(self, uint32_t release) noexcept nogil
     cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
@@ -104,6 +122,9 @@ cdef class Segments:
     cdef void _free_slot(self, uint32_t slot) noexcept nogil
     cdef void _link(self, uint32_t segment) noexcept nogil
     cdef void _unlink(self, uint32_t segment) noexcept nogil
-    cdef void _tally(self, int state, int by) noexcept nogil
+    cdef void _tally(self, int kind, int state, int by) noexcept nogil
+    cdef int _list_of(self, uint32_t segment) noexcept nogil
+    cdef int _class_of(self, uint32_t segment) noexcept nogil
+    cdef uint32_t _room(self, int head, uint32_t length) noexcept nogil
     cdef bint _may_take_slot(self, int head) noexcept nogil
     cdef bint _may_take_disk(self, uint32_t segment) noexcept nogil

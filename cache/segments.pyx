@@ -8,32 +8,55 @@ Everything here runs without the GIL, in the threads of nbdkit and in the movers
 """
 
 from libc.errno cimport EAGAIN, ENOMEM, ESHUTDOWN
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
-from swaptide.cache.atomics cimport add32, count64, load32, load64, mortal, point, relax, store64
+from swaptide.cache.atomics cimport (
+    add32,
+    add64,
+    count64,
+    load32,
+    load64,
+    load64s,
+    mortal,
+    point,
+    relax,
+    store64,
+)
 from swaptide.cache.entry cimport (
     CLEAN,
+    CONTENT_BYTES,
     DIRTY,
     DISK,
     DYING,
+    MAX_COUNT,
     OPEN,
     PAGE_BYTES,
-    PIECE,
-    PIECES,
+    RMAP_ENTRY_BYTES,
     SEGMENT_BYTES,
     WRITING,
     disk_of,
-    kind_of,
+    is_piece,
+    length_of,
     place_of,
     ram_of,
     segment_of,
     state_of,
 )
 from swaptide.cache.histogram cimport now_ns
-from swaptide.cache.mapping cimport Mapping, SegmentEntry
+from swaptide.cache.mapping cimport (
+    ALIGNED_FLAG,
+    BAD_FLAG,
+    COLD_FLAG,
+    PACKED_FLAG,
+    SOLID_FLAG,
+    STRONG_FLAG,
+    SUSPECT_FLAG,
+    Mapping,
+    SegmentEntry,
+)
 from swaptide.cache.pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
@@ -62,6 +85,8 @@ cdef enum:
     # Fewer slots than these cannot work; private memory that grows beyond all plans must not wedge
     # a disk that is at its floor (geometry.MIN_RAM_SLOTS, less the two of tolerance).
     LEAST_SLOTS = 6
+    # A segment of the cleaner whose pieces are smaller than this on average counts as packed; in bytes.
+    MOSTLY_PACKED = 3072
 
 
 cdef class Segments:
@@ -70,10 +95,11 @@ cdef class Segments:
     def __cinit__(self, Mapping map, int kick_fd):
         cdef uint32_t n = map.segments
         cdef pthread_condattr_t attr
+        cdef int i
         self.map = map
         self.kick_fd = kick_fd
         # Zeroed lazily by the kernel: what is never used costs nothing.
-        self.live = <int32_t *> calloc(n, 4)
+        self.live = <int64_t *> calloc(n, 8)
         self.pins = <int32_t *> calloc(n, 4)
         self.disk_pins = <int32_t *> calloc(n, 4)
         self.claimed = <uint8_t *> calloc(n, 1)
@@ -88,11 +114,13 @@ cdef class Segments:
                 or self.newer == NULL or self.older == NULL or self.free_ids == NULL or self.free_ram == NULL
                 or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL):
             raise MemoryError()
-        self.coldest = self.youngest = NO_SEGMENT
+        for i in range(LISTS):
+            self.coldest[i] = self.youngest[i] = NO_SEGMENT
+        for i in range(HEADS):
+            self.heads[i].segment = NO_SEGMENT
         self.host_limit = map.ram_slots
         self.granted_bytes = min(map.metadata_bytes() + GRANT_BYTES, map.tables_bytes)
         self.charged_bytes = self.granted_bytes
-        self.heads[GUEST].segment = self.heads[COLD].segment = NO_SEGMENT
         pthread_mutex_init(&self.lock, NULL)
         pthread_condattr_init(&attr)
         pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
@@ -154,13 +182,18 @@ cdef class Segments:
 
     cdef void set_place(self, uint32_t segment, uint64_t place) noexcept nogil:
         cdef int before = state_of(self.map.segment_table[segment].place)
-        self._tally(before, -1)
-        self._tally(state_of(place), 1)
+        cdef int kind = self._class_of(segment)
+        self._tally(kind, before, -1)
+        self._tally(kind, state_of(place), 1)
         store64(&self.map.segment_table[segment].place, place)
 
-    cdef void _tally(self, int state, int by) noexcept nogil:
+    cdef int _class_of(self, uint32_t segment) noexcept nogil:
+        cdef uint16_t flags = self.map.segment_table[segment].flags
+        return STIFF if flags & SOLID_FLAG else PACKED if flags & PACKED_FLAG else RAW
+
+    cdef void _tally(self, int kind, int state, int by) noexcept nogil:
         if state == DIRTY:
-            self.dirty_segments += by
+            self.dirty_segments[kind] += by
         elif state == WRITING:
             self.writing_segments += by
         elif state == CLEAN:
@@ -168,9 +201,10 @@ cdef class Segments:
 
     # Appending.
 
-    cdef int reserve(self, int head, uint32_t want, Waiter *waiter, uint32_t *segment,
-                     uint32_t *index) noexcept nogil:
-        """Take up to `want` pieces of the head's open segment; the caller fills them and unpins the segment.
+    cdef int reserve(self, int head, uint32_t want, uint32_t length, Waiter *waiter, uint32_t *segment,
+                     uint32_t *offset, uint32_t *ordinal) noexcept nogil:
+        """Take up to `want` pieces of `length` bytes each, one behind the other, of the head's open segment;
+        the caller fills them and unpins the segment.
 
         Returns how many, or a negative errno: EAGAIN where it would have to wait and `waiter` is NULL,
         ESHUTDOWN where the client went away or the process stops.  The pieces count as live at once, so
@@ -178,9 +212,17 @@ cdef class Segments:
         """
         cdef uint32_t got
         cdef OpenSegment *open = &self.heads[head]
+        cdef SegmentEntry *entry
         cdef int result
         pthread_mutex_lock(&self.lock)
-        while open.segment == NO_SEGMENT and not self._open(head):
+        while True:
+            if open.segment != NO_SEGMENT:
+                got = self._room(head, length)
+                if got:
+                    break
+                self._seal(head)
+            if self._open(head):
+                continue
             self.cleaner_waits = self.cleaner_waits or head == COLD
             result = self._wait(waiter)
             if head == COLD:
@@ -188,21 +230,30 @@ cdef class Segments:
             if result != 0:
                 pthread_mutex_unlock(&self.lock)
                 return result
-        got = PIECES - open.fill
         if got > want:
             got = want
         mortal("reserve: room found")
+        entry = &self.map.segment_table[open.segment]
         segment[0] = open.segment
-        index[0] = open.fill
-        open.fill += got
-        self.map.segment_table[open.segment].count = open.fill
+        offset[0] = entry.fill
+        ordinal[0] = entry.count
+        entry.fill = entry.fill + got * length
+        mortal("reserve: fill stored")
+        entry.count = <uint16_t> (entry.count + got)
         mortal("reserve: count stored")
-        add32(&self.live[open.segment], <int32_t> got)
+        add64(&self.live[open.segment], (<int64_t> got << 32) + got * length)
         add32(&self.pins[open.segment], 1)
-        if open.fill == PIECES:
+        # Where whole pages are appended it is known to be full before the next one comes.
+        if (head == GUEST or head == SOLID) and self._room(head, PAGE_BYTES) == 0:
             self._seal(head)
         pthread_mutex_unlock(&self.lock)
         return <int> got
+
+    cdef uint32_t _room(self, int head, uint32_t length) noexcept nogil:
+        """How many pieces of `length` bytes the head's open segment still has room for."""
+        cdef SegmentEntry *entry = &self.map.segment_table[self.heads[head].segment]
+        cdef uint32_t room = CONTENT_BYTES - entry.fill - <uint32_t> entry.count * RMAP_ENTRY_BYTES
+        return min(room / (length + RMAP_ENTRY_BYTES), <uint32_t> (MAX_COUNT - entry.count))
 
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil:
         """Have the page's piece of the table; it is memory like any other: this may wait as `reserve`."""
@@ -258,20 +309,24 @@ cdef class Segments:
             pthread_mutex_lock(&self.lock)
         return 0 if alive else -ESHUTDOWN
 
-    cdef void cancel(self, uint32_t segment, int32_t pieces) noexcept nogil:
-        """Give up reserved pieces, or pieces whose entry went elsewhere."""
-        if add32(&self.live[segment], -pieces) == 0:
+    cdef void cancel(self, uint32_t segment, uint32_t pieces, uint32_t length) noexcept nogil:
+        """Give up reserved pieces of `length` bytes each, or pieces whose entry went elsewhere."""
+        if add64(&self.live[segment], -((<int64_t> pieces << 32) + <int64_t> pieces * length)) == 0:
             self._reap_unlocked(segment)
 
     cdef void retire(self, uint64_t entry) noexcept nogil:
         """Account an entry that was just replaced."""
-        if kind_of(entry) == PIECE:
-            self.cancel(segment_of(entry), 1)
+        if is_piece(entry):
+            self.cancel(segment_of(entry), 1, length_of(entry))
+
+    cdef uint32_t live_bytes(self, uint32_t segment) noexcept nogil:
+        return <uint32_t> load64s(&self.live[segment])
 
     cdef bint _may_take_slot(self, int head) noexcept nogil:
         # The last free slot is the cleaner's, always: also while its segment is open, since the next one
-        # is needed at the moment that one is full, in the middle of a victim.
-        return self.n_free_ram > (1 if head == GUEST else 0)
+        # is needed at the moment that one is full, in the middle of a victim.  Packers come last: they
+        # give up where there is none, and leave the guest one.
+        return self.n_free_ram > (0 if head == COLD else 1 if head == GUEST else 2)
 
     cdef bint _open(self, int head) noexcept nogil:
         cdef uint32_t segment, slot
@@ -293,37 +348,54 @@ cdef class Segments:
         store64(&self.map.counters[LOG_CLOCK], self.log_clock)
         mortal("open: number taken")
         entry.age = self.log_clock
+        entry.fill = 0
         entry.count = 0
-        entry.flags = COLD_FLAG if head == COLD else 0
+        if head == GUEST:
+            entry.flags = ALIGNED_FLAG
+        elif head == COLD:
+            entry.flags = COLD_FLAG
+        elif head == SOLID:
+            entry.flags = ALIGNED_FLAG | SOLID_FLAG
+        else:
+            entry.flags = PACKED_FLAG | STRONG_FLAG if head == STRONG_PACK else PACKED_FLAG
         mortal("open: entry filled")
         self.set_place(segment, place_of(OPEN, slot + 1, 0))
         self.heads[head].segment = segment
-        self.heads[head].fill = 0
         self.heads[head].age_sum = 0
-        self.heads[head].age_pieces = 0
+        self.heads[head].age_bytes = 0
         if self.n_free_ram <= 3:
             self.kick()
         return True
 
-    cdef void blend_age(self, uint64_t age, uint32_t pieces) noexcept nogil:
-        """The cleaner's open segment takes the mean age of what is moved into it: survivors stay cold."""
+    cdef void blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil:
+        """A mover's open segment takes the mean age of what is moved into it: survivors stay cold."""
         pthread_mutex_lock(&self.lock)
-        self.heads[COLD].age_sum += <double> age * pieces
-        self.heads[COLD].age_pieces += pieces
+        self.heads[head].age_sum += <double> age * nbytes
+        self.heads[head].age_bytes += nbytes
         pthread_mutex_unlock(&self.lock)
 
     cdef void _seal(self, int head) noexcept nogil:
         cdef OpenSegment *open = &self.heads[head]
         cdef uint32_t segment = open.segment
         cdef SegmentEntry *entry = &self.map.segment_table[segment]
-        if open.age_pieces:
-            entry.age = <uint64_t> (open.age_sum / open.age_pieces)
+        if open.age_bytes:
+            entry.age = <uint64_t> (open.age_sum / open.age_bytes)
+        if head == COLD and entry.fill < <uint64_t> entry.count * MOSTLY_PACKED:
+            entry.flags = entry.flags | PACKED_FLAG
         mortal("seal: full")
         self.set_place(segment, place_of(DIRTY, ram_of(entry.place), 0))
         mortal("seal: place stored")
         self._link(segment)
         open.segment = NO_SEGMENT
-        open.fill = 0
+
+    def seal_packers(self):
+        """Close what the packers have open, so that it can go to disk: where RAM is short no slot is theirs."""
+        cdef int head
+        pthread_mutex_lock(&self.lock)
+        for head in range(PACK, HEADS):
+            if self.heads[head].segment != NO_SEGMENT:
+                self._seal(head)
+        pthread_mutex_unlock(&self.lock)
 
     # Freeing.  A segment is freed by whoever takes away the last of: its live pieces, its pins, its claim.
 
@@ -335,7 +407,7 @@ cdef class Segments:
     cdef void _reap(self, uint32_t segment) noexcept nogil:
         cdef uint64_t place = self.map.segment_table[segment].place
         cdef int state = state_of(place)
-        if self.claimed[segment] or load32(&self.live[segment]) != 0:
+        if self.claimed[segment] or load64s(&self.live[segment]) != 0:
             return
         if state == DIRTY or state == CLEAN or state == DISK:
             if state != DISK:
@@ -379,72 +451,155 @@ cdef class Segments:
             self.n_punch_ram += 1
             self.kick()
 
-    # The age list: sealed segments that are in RAM, coldest first.
+    # The age lists: sealed segments that are in RAM, coldest first; CLEAN ones have a list of their own.
+
+    cdef int _list_of(self, uint32_t segment) noexcept nogil:
+        return CLEANED if state_of(self.map.segment_table[segment].place) == CLEAN else self._class_of(segment)
 
     cdef void _link(self, uint32_t segment) noexcept nogil:
+        cdef int kind = self._list_of(segment)
         cdef uint64_t age = self.map.segment_table[segment].age
         cdef uint32_t after, before
-        if self.youngest == NO_SEGMENT or self.map.segment_table[self.youngest].age <= age:
-            after = self.youngest
+        if self.youngest[kind] == NO_SEGMENT or self.map.segment_table[self.youngest[kind]].age <= age:
+            after = self.youngest[kind]
         else:
             # The cleaner's segments are old: look for their place from the cold end.
-            before = self.coldest
+            before = self.coldest[kind]
             while self.map.segment_table[before].age <= age:
                 before = self.newer[before]
             after = self.older[before]
-        before = self.coldest if after == NO_SEGMENT else self.newer[after]
+        before = self.coldest[kind] if after == NO_SEGMENT else self.newer[after]
         self.older[segment] = after
         self.newer[segment] = before
         if after == NO_SEGMENT:
-            self.coldest = segment
+            self.coldest[kind] = segment
         else:
             self.newer[after] = segment
         if before == NO_SEGMENT:
-            self.youngest = segment
+            self.youngest[kind] = segment
         else:
             self.older[before] = segment
 
     cdef void _unlink(self, uint32_t segment) noexcept nogil:
+        cdef int kind = self._list_of(segment)
         cdef uint32_t after = self.older[segment], before = self.newer[segment]
         if after == NO_SEGMENT:
-            self.coldest = before
+            self.coldest[kind] = before
         else:
             self.newer[after] = before
         if before == NO_SEGMENT:
-            self.youngest = after
+            self.youngest[kind] = after
         else:
             self.older[before] = after
 
     # What movers do.  A claim keeps every other mover, and the freeing of a dead segment, away.
 
-    cdef uint32_t claim_coldest(self, int state) noexcept nogil:
-        """Claim the coldest segment in RAM that is in `state` (DIRTY or CLEAN) and may be moved now."""
-        cdef uint32_t segment
-        pthread_mutex_lock(&self.lock)
-        segment = self.coldest
+    cdef uint32_t _coldest_of(self, int kind, int state, uint16_t without) noexcept nogil:
+        """The coldest segment of a list that is in `state`, unclaimed, and has none of the flags `without`."""
+        cdef uint32_t segment = self.coldest[kind]
         while segment != NO_SEGMENT:
             if (not self.claimed[segment] and state_of(self.map.segment_table[segment].place) == state
-                    and (state != DIRTY or self._may_take_disk(segment))):
-                self.claimed[segment] = 1
+                    and not self.map.segment_table[segment].flags & without):
                 break
             segment = self.newer[segment]
+        return segment
+
+    cdef uint32_t claim_clean(self) noexcept nogil:
+        """Claim the coldest CLEAN segment."""
+        cdef uint32_t segment
+        pthread_mutex_lock(&self.lock)
+        segment = self._coldest_of(CLEANED, CLEAN, 0)
+        if segment != NO_SEGMENT:
+            self.claimed[segment] = 1
         pthread_mutex_unlock(&self.lock)
         return segment
 
-    cdef uint32_t claim_emptiest(self, bint on_disk, int32_t below) noexcept nogil:
-        """Claim the sealed segment with the fewest live pieces, fewer than `below`, in RAM or on disk."""
+    cdef uint32_t claim_for_disk(self) noexcept nogil:
+        """Claim the DIRTY segment to write out: one that does not shrink, else the coldest, that may go now."""
         cdef uint32_t segment, best = NO_SEGMENT
-        cdef int32_t live, least = below
+        cdef int i
+        cdef int order[CLASSES]
+        order[0] = STIFF
+        order[1] = PACKED
+        order[2] = RAW
+        pthread_mutex_lock(&self.lock)
+        for i in range(CLASSES):
+            if self.dirty_segments[order[i]] == 0 or (best != NO_SEGMENT and order[0] == self._class_of(best)):
+                continue
+            segment = self._coldest_of(order[i], DIRTY, 0)
+            while segment != NO_SEGMENT and not self._may_take_disk(segment):
+                segment = self._next_dirty(segment)
+            if segment != NO_SEGMENT and (best == NO_SEGMENT or self.map.segment_table[segment].age
+                                          < self.map.segment_table[best].age):
+                best = segment
+        if best != NO_SEGMENT:
+            self.claimed[best] = 1
+        pthread_mutex_unlock(&self.lock)
+        return best
+
+    cdef uint32_t _next_dirty(self, uint32_t segment) noexcept nogil:
+        segment = self.newer[segment]
+        while segment != NO_SEGMENT and (self.claimed[segment]
+                                         or state_of(self.map.segment_table[segment].place) != DIRTY):
+            segment = self.newer[segment]
+        return segment
+
+    cdef uint32_t claim_to_pack(self, uint32_t keep) noexcept nogil:
+        """Claim the coldest segment that may shrink, while there are more than `keep` of these."""
+        cdef uint32_t segment = NO_SEGMENT
+        pthread_mutex_lock(&self.lock)
+        if self.dirty_segments[RAW] > keep:
+            segment = self._coldest_of(RAW, DIRTY, 0)
+        if segment != NO_SEGMENT:
+            self.claimed[segment] = 1
+        pthread_mutex_unlock(&self.lock)
+        return segment
+
+    cdef uint32_t claim_to_strengthen(self) noexcept nogil:
+        """Claim the coldest packed segment that could be packed better."""
+        cdef uint32_t segment
+        pthread_mutex_lock(&self.lock)
+        segment = self._coldest_of(PACKED, DIRTY, STRONG_FLAG)
+        if segment != NO_SEGMENT:
+            self.claimed[segment] = 1
+        pthread_mutex_unlock(&self.lock)
+        return segment
+
+    cdef void stiffen(self, uint32_t segment) noexcept nogil:
+        """A claimed DIRTY segment turned out not to shrink: it is the first to go to disk."""
+        pthread_mutex_lock(&self.lock)
+        self._unlink(segment)
+        self._tally(self._class_of(segment), DIRTY, -1)
+        self.map.segment_table[segment].flags = self.map.segment_table[segment].flags | SOLID_FLAG
+        self._tally(STIFF, DIRTY, 1)
+        self._link(segment)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef uint32_t claim_to_clean(self, bint on_disk, uint32_t below, bint by_age) noexcept nogil:
+        """Claim a sealed segment with less than `below` live bytes, in RAM or on disk.
+
+        With `by_age` the one whose cleaning pays best: free space gained, times how long it is likely to
+        stay so, over the cost of reading and writing (Rosenblum and Ousterhout, "The Design and
+        Implementation of a Log-Structured File System", 1992, section 3.5).  Else the emptiest.
+        """
+        cdef uint32_t segment, live, best = NO_SEGMENT
+        cdef double score, most = -1.0, age
         # Looked for without the lock, since a large disk has many; judged again with it.
         for segment in range(self.used_ids):
-            live = self.live[segment]
-            if live < least and self._is_cleanable(segment, on_disk):
+            live = self.live_bytes(segment)
+            if live >= below or not self._is_cleanable(segment, on_disk):
+                continue
+            age = 1.0
+            if by_age:
+                age += <double> self.log_clock - <double> self.map.segment_table[segment].age
+            score = (CONTENT_BYTES - live) * age / (CONTENT_BYTES + live)
+            if score > most:
                 best = segment
-                least = live
+                most = score
         if best == NO_SEGMENT:
             return NO_SEGMENT
         pthread_mutex_lock(&self.lock)
-        if self.live[best] < below and self._is_cleanable(best, on_disk):
+        if self.live_bytes(best) < below and self._is_cleanable(best, on_disk):
             self.claimed[best] = 1
         else:
             best = NO_SEGMENT
@@ -526,7 +681,9 @@ cdef class Segments:
         place = self.map.segment_table[segment].place
         mortal("end write: outcome known")
         if ok:
+            self._unlink(segment)
             self.set_place(segment, place_of(CLEAN, ram_of(place), disk_of(place)))
+            self._link(segment)
         else:
             self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
             self._suspect_disk(disk_of(place) - 1)
@@ -552,7 +709,7 @@ cdef class Segments:
         self._reap(segment)
         pthread_mutex_unlock(&self.lock)
 
-    cdef void mark(self, uint32_t segment, uint32_t flag) noexcept nogil:
+    cdef void mark(self, uint32_t segment, uint16_t flag) noexcept nogil:
         pthread_mutex_lock(&self.lock)
         self.map.segment_table[segment].flags = self.map.segment_table[segment].flags | flag
         pthread_mutex_unlock(&self.lock)
@@ -565,7 +722,7 @@ cdef class Segments:
                 if self.map.segment_table[segment].flags & SUSPECT_FLAG:
                     pthread_mutex_lock(&self.lock)
                     self.map.segment_table[segment].flags = (self.map.segment_table[segment].flags
-                                                             & ~<uint32_t> SUSPECT_FLAG)
+                                                             & ~<uint16_t> SUSPECT_FLAG)
                     pthread_mutex_unlock(&self.lock)
 
     # RAM slots.
@@ -726,7 +883,7 @@ cdef class Segments:
 
     def snapshot(self):
         """The numbers that decide what moves next, taken together: see movers.Snapshot."""
-        cdef uint32_t numbers[11]
+        cdef uint32_t numbers[14]
         # No Python object is made under the lock: that may run the collector, which may give up the GIL,
         # and whoever takes it may want the lock.
         pthread_mutex_lock(&self.lock)
@@ -734,24 +891,26 @@ cdef class Segments:
         numbers[1] = self.populated
         numbers[2] = self.n_free_ram
         numbers[3] = self.n_punch_ram
-        numbers[4] = self.dirty_segments
+        numbers[4] = self.dirty_segments[RAW] + self.dirty_segments[PACKED] + self.dirty_segments[STIFF]
         numbers[5] = self.writing_segments
         numbers[6] = self.clean_segments
         numbers[7] = self.n_free_disk + self.map.disk_slots - self.used_disk
         numbers[8] = self.map.disk_slots
         numbers[9] = self.waiting
         numbers[10] = self.cleaner_waits
+        numbers[11] = self.dirty_segments[RAW]
+        numbers[12] = self.dirty_segments[PACKED]
+        numbers[13] = self.heads[PACK].segment != NO_SEGMENT or self.heads[SOLID].segment != NO_SEGMENT
         pthread_mutex_unlock(&self.lock)
         return tuple([number for number in numbers])
 
     def emptiest_in_ram(self):
-        """Live pieces of the emptiest sealed segment in RAM, or PIECES.  A look without the lock."""
-        cdef uint32_t segment
-        cdef int32_t live, least = PIECES
+        """Live bytes of the emptiest sealed segment in RAM, or what a full one holds.  A look without the lock."""
+        cdef uint32_t segment, live, least = CONTENT_BYTES
         cdef int state
         with nogil:
             for segment in range(self.used_ids):
-                live = self.live[segment]
+                live = self.live_bytes(segment)
                 if live >= least or self.claimed[segment]:
                     continue
                 state = state_of(self.place(segment))
@@ -760,19 +919,28 @@ cdef class Segments:
         return least
 
     def tiers(self):
-        """Live pieces by place: (raw in RAM, of these also on disk, on disk only).  Walks segments in use."""
-        cdef uint64_t ram = 0, clean = 0, disk = 0
+        """What lives where, by segments in use: whole pages in RAM, packed pages in RAM, bytes of the latter,
+        pages in RAM and on disk, pages on disk only, bytes of the latter.
+        """
+        cdef uint64_t raw = 0, packed = 0, packed_bytes = 0, clean = 0, disk = 0, disk_bytes = 0
         cdef uint32_t segment
-        cdef uint64_t place
+        cdef uint64_t place, pieces, live
         with nogil:
             for segment in range(self.used_ids):
-                if self.live[segment] <= 0:
+                live = <uint64_t> load64s(&self.live[segment])
+                pieces = live >> 32
+                if pieces == 0:
                     continue
                 place = self.place(segment)
-                if ram_of(place):
-                    ram += self.live[segment]
-                    if state_of(place) == CLEAN:
-                        clean += self.live[segment]
+                if not ram_of(place):
+                    disk += pieces
+                    disk_bytes += <uint32_t> live
+                    continue
+                if state_of(place) == CLEAN:
+                    clean += pieces
+                if self.map.segment_table[segment].flags & PACKED_FLAG:
+                    packed += pieces
+                    packed_bytes += <uint32_t> live
                 else:
-                    disk += self.live[segment]
-        return ram, clean, disk
+                    raw += pieces
+        return raw, packed, packed_bytes, clean, disk, disk_bytes

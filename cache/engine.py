@@ -27,13 +27,16 @@ log = logging.getLogger(__name__)
 
 # A mover's Python code must not keep nbdkit's threads from the interpreter for the default 5 ms.
 SWITCH_SECONDS = 0.0005
+DEFAULT_COMPRESS = "lz4"
+DEFAULT_CLEAN_AHEAD = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists.
 
-    `encrypt` of None means yes for a new disk, and as it is for one that exists.
+    `encrypt`, `compress` (one of layout.COMPRESS) and `clean_ahead` (a share of the target) of None mean yes,
+    lz4 and a quarter for a new disk, and as it is for one that exists.
     """
 
     size_bytes: int | None = None
@@ -44,6 +47,8 @@ class Settings:
     spill: pathlib.Path | None = None
     swap_label: str = ""
     encrypt: bool | None = None
+    compress: str | None = None
+    clean_ahead: float | None = None
     force: bool = False
 
 
@@ -113,6 +118,13 @@ class Engine:
             raise
         try:
             engine = cls(state, spill, cls._make_key(state))
+            engine._adopt_orders(
+                dataclasses.replace(
+                    settings,
+                    compress=settings.compress or DEFAULT_COMPRESS,
+                    clean_ahead=DEFAULT_CLEAN_AHEAD if settings.clean_ahead is None else settings.clean_ahead,
+                )
+            )
             if first_page is not None:
                 engine._write_first(first_page)
             state.publish()
@@ -159,6 +171,7 @@ class Engine:
             engine = cls(state, spill, key)
             engine._recover(taken)
             engine._adopt_cap(settings)
+            engine._adopt_orders(settings)
             return engine
         except BaseException:
             state.close()
@@ -179,6 +192,17 @@ class Engine:
             limits = check_limits(dataclasses.replace(settings, size_bytes=self.identity.size_bytes))
             for index, word in enumerate(layout.CONTROL[:3]):
                 mapping.set_control_word(index, getattr(limits, word))
+
+    def _adopt_orders(self, settings: Settings) -> None:
+        mapping = self._state.mapping
+        if settings.compress is not None:
+            mapping.set_control_word(
+                layout.CONTROL.index("compress"), layout.COMPRESS.index(settings.compress)
+            )
+        if settings.clean_ahead is not None:
+            mapping.set_control_word(
+                layout.CONTROL.index("clean_ahead_permille"), round(settings.clean_ahead * 1000)
+            )
 
     def _write_first(self, page: bytes) -> None:
         """Write the first page of a new disk; the movers do not run yet, so make room by hand."""

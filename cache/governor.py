@@ -15,7 +15,7 @@ from typing import Final
 from swaptide.cache import geometry, layout, memory
 from swaptide.cache.inotify import watch_modify
 from swaptide.cache.mapping import Mapping
-from swaptide.cache.movers import Movers, Snapshot
+from swaptide.cache.movers import Movers, Orders, Snapshot
 from swaptide.cache.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,22 @@ class Governor:
 
     def _charge_bytes(self, private: int) -> int:
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
+<<<<<<< HEAD
         return max(0, max(private, buffers) - self._base_bytes)
+=======
+        self._movers.order(self._orders())
+        self._segments.set_budget(target, max(0, max(private, buffers) - self._base_bytes))
+        self._put("private_bytes", private)
+        self._put("target_seen_bytes", target)
+>>>>>>> 04c9ef9 (Packed tier, wip)
+
+    def _orders(self) -> Orders:
+        compress, deadline_ns = self._control("compress"), self._control("deadline_ns")
+        return Orders(
+            layout.COMPRESS[compress] if compress < len(layout.COMPRESS) else "none",
+            min(1.0, self._control("clean_ahead_permille") / 1000),
+            deadline_ns / 1e9 if deadline_ns else None,
+        )
 
     def _watch(self) -> int | None:
         if self._state_path is None:
@@ -159,14 +174,16 @@ class Governor:
 
     def _publish(self) -> None:
         request = self._control("publish_request")
-        ram, clean, disk = self._segments.tiers()
+        raw, packed, packed_bytes, clean, disk, disk_bytes = self._segments.tiers()
         now = Snapshot(*self._segments.snapshot())
         gauges = {
-            "stored_pages": ram + disk,
-            "raw_bytes": ram * geometry.PAGE_BYTES,
+            "stored_pages": raw + packed + disk,
+            "raw_bytes": raw * geometry.PAGE_BYTES,
+            "packed_pages": packed,
+            "packed_bytes": packed_bytes,
             "clean_bytes": clean * geometry.PAGE_BYTES,
             "spilled_bytes": disk * geometry.PAGE_BYTES,
-            "packed_bytes": 0,
+            "spilled_disk_bytes": disk_bytes,
             "ram_slots_used": now.populated,
             "ram_slots_limit": now.limit,
             "disk_slots_used": now.disk_slots - now.disk_free,

@@ -27,7 +27,8 @@ CONTROL: Final = (
     "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
 )
 
-COMPRESS: Final = ("none", "lz4", "zstd")
+# lz4+zstd: with LZ4 first, and what stays cold anew with zstd when cores are idle.
+COMPRESS: Final = ("none", "lz4", "zstd", "lz4+zstd")
 
 # In the order of the counters page.
 COUNTERS: Final = (

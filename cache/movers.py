@@ -10,11 +10,12 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple, TypeVar
 
-from swaptide.cache import cgroup, geometry
+from swaptide.cache import cgroup, geometry, idle, rates
 from swaptide.cache.moves import Moves
 from swaptide.cache.segments import Segments
 
@@ -24,9 +25,13 @@ T = TypeVar("T")
 
 # Writes in flight: four of 2 MiB keep a fast disk busy (measured: DESIGN's 4 x pwritev, 3.5 GB/s).
 SPILLERS: Final = 4
-# A segment in RAM with at most this share of live pages is cleaned rather than written out: below it,
-# copying what lives costs less than writing everything.
-CLEAN_RAM_PIECES: Final = int(geometry.PIECES_PER_SEGMENT * 0.75)
+CORES: Final = len(os.sched_getaffinity(0))
+PACKERS: Final = min(8, CORES)
+# A segment in RAM with less than this live is cleaned rather than written out, in bytes: below it, copying
+# what lives costs less than writing everything.
+CLEAN_RAM_BYTES: Final = int(geometry.CONTENT_BYTES * 0.75)
+# On disk one is cleaned as long as it has room for one more page.
+CLEAN_DISK_BYTES: Final = geometry.PIECES_PER_SEGMENT * geometry.PAGE_BYTES
 # Segments in RAM that are cleaned in one go: under load, taking the interpreter again costs as much as one.
 CLEAN_BATCH: Final = 8
 # Free RAM slots beyond twice the wish that are kept before any is given back.
@@ -34,6 +39,20 @@ SPARE_SLOTS: Final = 4
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
+# Packing needs segments of its own to pack into: with fewer slots than these there is none, in segments.
+PACK_LEAST_SLOTS: Final = 16
+# The youngest eighth is not packed: what was written just now is overwritten or read soonest.
+RAW_SHARE: Final = 1 / 8
+RAW_LEAST: Final = 4
+# Free slots that packers find while RAM is taken back; see Segments.keep_free.
+PACK_FREE_SLOTS: Final = 5
+# Ahead of need something is packed from three quarters of the limit on, and written from half of it on.
+PACK_AHEAD_SHARE: Final = 3 / 4
+WRITE_AHEAD_SHARE: Final = 1 / 2
+AHEAD_WRITES: Final = 2
+# How long a falling target may take where nobody said: as long as packing makes it in this time, nothing that
+# shrinks goes to disk.
+PATIENCE_SECONDS: Final = 5.0
 # After a failure of the store or the host, in seconds.
 BACK_OFF_SECONDS: Final = 0.1
 # Where there was nothing to do after all.
@@ -43,6 +62,12 @@ ASK_HOST_SECONDS: Final = 0.02
 # How long a segment whose read failed is left alone.
 FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
+# How often work that is done ahead of need looks whether it is still welcome.
+AHEAD_SECONDS: Final = 0.05
+# Cores without work from which on one counts as idle.
+IDLE_CORES: Final = 0.5
+# Packers give way to the guest.
+PACKER_NICENESS: Final = 5
 # Left free below a memory cgroup's limit, in bytes: request buffers (16 MiB) and what the kernel charges.
 CGROUP_MARGIN_BYTES: Final = 24 << 20
 
@@ -61,30 +86,59 @@ class Snapshot(NamedTuple):
     disk_slots: int
     waiting: int
     cleaner_waits: int
+    raw: int  # of the dirty ones: may shrink
+    packed: int  # of the dirty ones: has shrunk
+    packers_open: int
+
+
+class Busy(NamedTuple):
+    """What is under way."""
+
+    spilling: int = 0
+    packing: int = 0
+
+
+class Wish(NamedTuple):
+    """What is wanted beyond the limit, and what the host has to spare.
+
+    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
+    """
+
+    compress: bool = False
+    strengthen: bool = False
+    hurry: bool = False
+    clean: int = 0
+    idle_core: bool = False
+    idle_disk: bool = False
 
 
 class Plan(NamedTuple):
     """Moves to start now; `release` free slots are given back as well, since nobody will need them soon."""
 
-    punch: bool
-    release: int
-    drop: int
-    spill: int
-    populate: int
-    clean_ram: bool
-    clean_disk: bool
+    punch: bool = False
+    release: int = 0
+    drop: int = 0
+    spill: int = 0
+    populate: int = 0
+    clean_ram: bool = False
+    clean_disk: bool = False
+    pack: int = 0
+    keep_raw: int = 0
+    strengthen: bool = False
+    seal_packers: bool = False
+    ahead: bool = False  # there is something to be done in idle moments
 
 
-def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
-    """Decide from the snapshot, the spills under way, and the live pages of the emptiest segment in RAM.
+def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
+    """Decide from the snapshot, what is under way, the wishes, and the live bytes of the emptiest segment in RAM.
 
     Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
     and a busy one does not wait for page faults.  Slots are taken back when there are more than the
-    limit; else made free ahead of the writers, by populating below the limit and by spilling at it.
+    limit; else made free ahead of the writers, by populating below the limit, and at it by dropping what is
+    clean, by cleaning, by packing, and by writing out, in this order.
     """
     wanted = min(16, 2 + (now.populated - now.free) // 8, max(2, now.limit // 8))
     over = now.populated - now.to_punch - now.limit
-    punch = now.to_punch > 0 or (over > 0 and now.free > 1)
     if over > 0:
         short = over + (1 if now.waiting else 0)
     elif now.populated >= now.limit:
@@ -94,22 +148,72 @@ def plan(now: Snapshot, spilling: int, ram_emptiest: int) -> Plan:
     short = max(0, short)
     drop = min(short, now.clean)
     short -= drop + now.writing
-    clean_ram = short > 0 and ram_emptiest < CLEAN_RAM_PIECES
+    clean_ram = short > 0 and emptiest < CLEAN_RAM_BYTES
     clean_disk = now.disk_free <= max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
-    spill = max(0, min(SPILLERS - spilling, short, now.dirty))
+    spill = max(0, min(SPILLERS - busy.spilling, short, now.dirty))
     if clean_ram and not clean_disk and over <= 0:
-        # Up to that share of live pages cleaning yields a slot no slower than a write to disk does, and
+        # Up to that share of live bytes cleaning yields a slot no slower than a write to disk does, and
         # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
         spill = min(spill, now.cleaner_waits)
+    pack, keep_raw, ahead = 0, max(RAW_LEAST, int(now.limit * RAW_SHARE)), False
+    may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
+    unpacked = max(0, now.raw - keep_raw) if may_pack else 0
+    if unpacked and short > 0 and not clean_ram:
+        most = max(1, CORES - 1) if now.waiting else PACKERS
+        pack = max(0, min(most - busy.packing, unpacked, short))
+        if not now.waiting and not wish.hurry:
+            # What does not shrink goes to disk; and one more where packers lack a slot to pack into.
+            stiff = now.dirty - now.raw - now.packed
+            lacking = now.free <= 2 and not busy.packing and not now.writing
+            spill = min(spill, max(stiff, int(lacking)))
+    if short <= 0 and drop == 0:
+        stiff = now.dirty - now.raw - now.packed
+        if unpacked and now.populated >= now.limit * PACK_AHEAD_SHARE:
+            ahead = True
+            pack = int(wish.idle_core and not busy.packing)
+        elif (
+            now.populated >= now.limit * WRITE_AHEAD_SHARE
+            and now.clean + now.writing < wish.clean
+            and (stiff or now.packed or not may_pack or now.raw > keep_raw)
+        ):
+            ahead = True
+            spill = max(0, min(AHEAD_WRITES - busy.spilling, now.dirty)) if wish.idle_disk else 0
+        elif wish.strengthen and now.packed and now.populated >= now.limit * PACK_AHEAD_SHARE:
+            ahead = True
+    strengthen = ahead and wish.strengthen and wish.idle_core and not pack and not busy.packing
     populate = 0
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
-    elif now.free + now.to_punch + now.writing + now.clean + spilling == 0:
+    elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
     keep = 2 * wanted + SPARE_SLOTS
-    release = now.free - keep if now.free > keep and not now.waiting else 0
-    return Plan(punch, release, drop, spill, populate, clean_ram, clean_disk)
+    return Plan(
+        punch=now.to_punch > 0 or (over > 0 and now.free > 1),
+        release=now.free - keep if now.free > keep and not now.waiting else 0,
+        drop=drop,
+        spill=spill,
+        populate=populate,
+        clean_ram=clean_ram,
+        clean_disk=clean_disk,
+        pack=pack,
+        keep_raw=keep_raw,
+        strengthen=strengthen,
+        seal_packers=not may_pack and bool(now.packers_open),
+        ahead=ahead,
+    )
+
+
+class Orders(NamedTuple):
+    """What the operator wants: an entry of layout.COMPRESS, a share of the target, a time.monotonic() or None."""
+
+    compress: str = "none"
+    clean_ahead: float = 0.0
+    deadline: float | None = None
+
+
+def _be_modest() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKER_NICENESS)
 
 
 class Movers:
@@ -120,8 +224,8 @@ class Movers:
         self._segments = segments
         self._kick_fd = kick_fd
         self._awake = asyncio.Event()
-        self._idle_workers = list(range(SPILLERS))
-        self._spilling = 0
+        self._idle_spillers = list(range(SPILLERS))
+        self._idle_packers = list(range(PACKERS))
         self._cleaning = False
         self._populating = False
         self._moving_memory = False
@@ -130,6 +234,18 @@ class Movers:
         self._ask_host_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
+        self._packers = concurrent.futures.ThreadPoolExecutor(
+            PACKERS, thread_name_prefix="packer", initializer=_be_modest
+        )
+        self._idle = idle.Idle()
+        self.rates = rates.Rates(SPILLERS, PACKERS)
+        self._orders = Orders()
+        self._lowered_at = 0.0
+        self._last_limit = 0
+        self._ahead = False
+        self._disk_idle = False
+        self._looked_at = 0.0
+        self._misses = 0
         self.degraded = False
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
@@ -144,7 +260,7 @@ class Movers:
                 self._segments.rearm()
                 self._start(self._look())
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE_SECONDS):
+                    async with asyncio.timeout(AHEAD_SECONDS if self._ahead else IDLE_SECONDS):
                         await self._awake.wait()
         finally:
             loop.remove_reader(self._kick_fd)
@@ -152,6 +268,7 @@ class Movers:
             if self._tasks:
                 await asyncio.wait(self._tasks)
             self._pool.shutdown()
+            self._packers.shutdown()
 
     def _kicked(self) -> None:
         os.eventfd_read(self._kick_fd)
@@ -180,19 +297,59 @@ class Movers:
             self._segments.set_host_limit(max(0, populated + spare))
 
     def _start(self, now: Snapshot) -> None:
-        todo = plan(now, self._spilling, self._segments.emptiest_in_ram())
+        at_limit = now.populated >= now.limit
+        emptiest = self._segments.emptiest_in_ram() if at_limit else geometry.CONTENT_BYTES
+        busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
+        todo = plan(now, busy, self._wish(now), emptiest)
+        self._ahead = todo.ahead
+        self._segments.set_keep_free(PACK_FREE_SLOTS if todo.pack or busy.packing else 1)
+        if todo.seal_packers and not busy.packing:
+            self._segments.seal_packers()
+            self._awake.set()
         if (todo.punch or todo.drop or todo.release) and not self._moving_memory:
             self._moving_memory = True
             self._spawn(self._give_back(todo.drop, todo.release))
         for _ in range(todo.spill):
-            self._spilling += 1
-            self._spawn(self._spill(self._idle_workers.pop()))
+            self._spawn(self._spill(self._idle_spillers.pop()))
+        for _ in range(todo.pack):
+            self._spawn(self._pack(self._idle_packers.pop(), todo.keep_raw))
+        if todo.strengthen:
+            self._spawn(self._strengthen(self._idle_packers.pop()))
         if (todo.populate or self.ram_blocked) and not self._populating:
             self._populating = True
             self._spawn(self._populate(max(1, todo.populate)))
         if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
             self._cleaning = True
-            self._spawn(self._clean(todo.clean_disk, todo.clean_ram))
+            self._spawn(self._clean(todo.clean_disk, todo.clean_ram, by_age=not now.waiting))
+
+    def order(self, orders: "Orders") -> None:
+        """Take new orders; in force from the next look on.  Any thread may call this."""
+        self._orders = orders
+
+    def _wish(self, now: Snapshot) -> Wish:
+        orders, spare = self._orders, self._idle.now()
+        if now.limit < self._last_limit:
+            self._lowered_at = time.monotonic()
+        self._last_limit = now.limit
+        over = now.populated - now.to_punch - now.limit
+        left = (orders.deadline or self._lowered_at + PATIENCE_SECONDS) - time.monotonic()
+        return Wish(
+            compress=orders.compress != "none",
+            strengthen=orders.compress == "lz4+zstd",
+            hurry=over > 0 and over > self.rates.packed_in(left),
+            clean=int(now.limit * orders.clean_ahead),
+            idle_core=spare.cores >= IDLE_CORES,
+            idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
+        )
+
+    def _disk_is_idle(self) -> bool:
+        """Whether no read went to the disk since the last time that this was asked, a while ago."""
+        now = time.monotonic()
+        if now - self._looked_at >= AHEAD_SECONDS / 2:
+            misses = self._moves.misses()
+            self._disk_idle = misses == self._misses
+            self._misses, self._looked_at = misses, now
+        return self._disk_idle
 
     def _spawn(self, move: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(move)
@@ -216,17 +373,36 @@ class Movers:
         return self._moves.drop(drop) + self._moves.punch(release)
 
     async def _spill(self, worker: int) -> None:
+        begun = time.monotonic()
         try:
             result = await self._call(self._moves.spill, worker)
             if result < 0:
                 await self._store_failed(-result)
             elif result > 0:
+                self.rates.spilled(time.monotonic() - begun)
                 self._store_works()
             else:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
         finally:
-            self._spilling -= 1
-            self._idle_workers.append(worker)
+            self._idle_spillers.append(worker)
+
+    async def _pack(self, worker: int, keep_raw: int) -> None:
+        begun, before = time.monotonic(), self._moves.packed_bytes()
+        strong = self._orders.compress == "zstd"
+        try:
+            if await self._call_packer(self._moves.pack, worker, keep_raw, strong) > 0:
+                self.rates.packed(time.monotonic() - begun, self._moves.packed_bytes() - before)
+            else:
+                await asyncio.sleep(PAUSE_SECONDS)  # no slot to pack into, or somebody was quicker
+        finally:
+            self._idle_packers.append(worker)
+
+    async def _strengthen(self, worker: int) -> None:
+        try:
+            if await self._call_packer(self._moves.strengthen, worker) <= 0:
+                await asyncio.sleep(IDLE_SECONDS)
+        finally:
+            self._idle_packers.append(worker)
 
     async def _store_failed(self, code: int) -> None:
         if not self.degraded:
@@ -266,12 +442,12 @@ class Movers:
             count = min(count, (room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES)
         return self._moves.populate(count) if count > 0 else -1
 
-    async def _clean(self, on_disk: bool, in_ram: bool) -> None:
+    async def _clean(self, on_disk: bool, in_ram: bool, *, by_age: bool) -> None:
         """Clean on disk where slots there run low; in RAM where not, or where the disk yields nothing."""
         try:
-            done = await self._clean_on(True) if on_disk else 0
+            done = await self._clean_on(True, by_age) if on_disk else 0
             if done <= 0 and in_ram:
-                done = await self._clean_on(False)
+                done = await self._clean_on(False, by_age)
             if done == 0:
                 await asyncio.sleep(PAUSE_SECONDS)
             elif done < 0:
@@ -279,9 +455,9 @@ class Movers:
         finally:
             self._cleaning = False
 
-    async def _clean_on(self, on_disk: bool) -> int:
-        below, most = (geometry.PIECES_PER_SEGMENT, 1) if on_disk else (CLEAN_RAM_PIECES, CLEAN_BATCH)
-        done = await self._call(self._moves.clean, on_disk, below, most)
+    async def _clean_on(self, on_disk: bool, by_age: bool) -> int:
+        below, most = (CLEAN_DISK_BYTES, 1) if on_disk else (CLEAN_RAM_BYTES, CLEAN_BATCH)
+        done = await self._call(self._moves.clean, on_disk, below, most, by_age)
         if done < 0:
             if not self._unreadable:
                 log.error("cleaner cannot read what was spilled error=%s", os.strerror(-done))
@@ -291,6 +467,9 @@ class Movers:
             log.warning("cleaner can read what was spilled again")
             self._unreadable = False
         return done
+
+    async def _call_packer(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._packers, function, *args)
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

@@ -12,7 +12,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from swaptide.cache.atomics cimport cas64, count64, mortal, point
+from swaptide.cache.atomics cimport cas64, count64, mortal, peek64, point
 from swaptide.cache.codec cimport (
     CODEC_WORTH,
     pack_quick,
@@ -60,6 +60,7 @@ from swaptide.cache.segments cimport (
 from swaptide.cache.words cimport (
     CLEANED_PAGES,
     CLEANED_SEGMENTS,
+    MISSES,
     PACK_TRIED_PAGES,
     PACKED_TOTAL_BYTES,
     PACKED_TOTAL_PAGES,
@@ -476,6 +477,14 @@ cdef class Moves:
             count64(&self.log.map.counters[STRENGTHENED_SEGMENTS], 1)
         self.segments.unclaim(segment)
         return result
+
+    def misses(self):
+        """Pages that were read from the disk so far."""
+        return peek64(&self.log.map.counters[MISSES])
+
+    def packed_bytes(self):
+        """What pages were packed to so far, in bytes."""
+        return peek64(&self.log.map.counters[PACKED_TOTAL_BYTES])
 
     def populate(self, uint32_t count):
         """Make up to `count` free RAM slots.  How many, or -ENOMEM where the host refuses."""

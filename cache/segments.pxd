@@ -69,7 +69,7 @@ cdef class Segments:
     cdef uint64_t target_bytes
     cdef uint64_t private_bytes
     cdef uint64_t charged_bytes, granted_bytes      # of the tables: counted in the limit, and usable
-    cdef uint32_t host_limit
+    cdef uint32_t host_limit, keep_free
     cdef bint stopping
     cdef int kick_fd
     cdef int32_t kicked

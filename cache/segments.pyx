@@ -119,6 +119,7 @@ cdef class Segments:
         for i in range(HEADS):
             self.heads[i].segment = NO_SEGMENT
         self.host_limit = map.ram_slots
+        self.keep_free = 1
         self.granted_bytes = min(map.metadata_bytes() + GRANT_BYTES, map.tables_bytes)
         self.charged_bytes = self.granted_bytes
         pthread_mutex_init(&self.lock, NULL)
@@ -436,8 +437,8 @@ cdef class Segments:
 
     cdef void _free_slot(self, uint32_t slot) noexcept nogil:
         cdef bint give = self.populated - self.n_punch_ram <= self.limit()
-        if not give and self.n_free_ram == 0:
-            give = True     # the cleaner's, see _may_take_slot
+        if not give and self.n_free_ram < self.keep_free:
+            give = True     # the cleaner's, or the packers': see _may_take_slot
         elif not give and self.waiting:
             self.gift += 1
             give = self.gift % GIFT_EVERY == 0
@@ -809,7 +810,7 @@ cdef class Segments:
         if self.n_punch_ram:
             self.n_punch_ram -= 1
             slot[0] = self.punch_ram[self.n_punch_ram]
-        elif self.n_free_ram > 1 and (self.populated > self.limit() or release[0]):
+        elif self.n_free_ram > self.keep_free and (self.populated > self.limit() or release[0]):
             if self.populated <= self.limit():
                 release[0] -= 1
             self.n_free_ram -= 1
@@ -843,6 +844,12 @@ cdef class Segments:
         """Make free RAM slots before the movers run; raises MemoryError where the host refuses."""
         if self.populate(count) < 0:
             raise MemoryError("the host has no memory for the first segments")
+
+    def set_keep_free(self, uint32_t count):
+        """How many free RAM slots stay while RAM is taken back: the cleaner's, and more while packers work."""
+        pthread_mutex_lock(&self.lock)
+        self.keep_free = count
+        pthread_mutex_unlock(&self.lock)
 
     def set_host_limit(self, uint32_t slots):
         """What the host (its cgroups) allows in all, whatever the target says; in RAM slots."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swaptide.cache import engine, geometry
+from swaptide.cache import engine, geometry, layout
 from swaptide.cache.errors import UsageError
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
@@ -14,7 +14,6 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_BYTES: Final = 4 * geometry.MAX_SIZE_BYTES
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SHOWN_CHARS: Final = 40
-COMPRESSIONS: Final = ("lz4", "zstd", "none")
 
 
 def parse_size(key: str, text: str) -> int:
@@ -53,9 +52,15 @@ def _name(key: str, text: str) -> str:
 
 
 def _choice(key: str, text: str) -> str:
-    if text not in COMPRESSIONS:
-        raise UsageError(f"{key}={text}: must be one of {', '.join(COMPRESSIONS)}")
+    if text not in layout.COMPRESS:
+        raise UsageError(f"{key}={text}: must be one of {', '.join(layout.COMPRESS)}")
     return text
+
+
+def _share(key: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}%?", text) or int(text.rstrip("%")) > 100:
+        raise UsageError(f"{key}={text}: must be a share of the target from 0% to 100%")
+    return int(text.rstrip("%")) / 100
 
 
 def _boolean(key: str, text: str) -> bool:
@@ -68,7 +73,7 @@ def _text(_key: str, text: str) -> str:
     return text
 
 
-# parameter -> (field of engine.Settings, parser); compress is accepted ahead of the packed tier.
+# parameter -> (field of engine.Settings, parser)
 _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "size": ("size_bytes", _disk_size),
     "ram": ("ram_bytes", parse_size),
@@ -78,7 +83,8 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "name": ("name", _name),
     "swap-label": ("swap_label", _text),
     "encrypt": ("encrypt", _boolean),
-    "compress": ("", _choice),
+    "compress": ("compress", _choice),
+    "clean-ahead": ("clean_ahead", _share),
     "force": ("force", _boolean),
 }
 
@@ -90,4 +96,4 @@ def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     field, parse = _PARAMETERS[key]
     # Any: that each parser fits its field is in the table, where the type checker does not look.
     parsed: Any = parse(key, value)
-    return dataclasses.replace(settings, **{field: parsed}) if field else settings
+    return dataclasses.replace(settings, **{field: parsed})

@@ -21,8 +21,10 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 MARK = b"what the guest wrote, readable for everybody who has the disk. "
 STRIDE = geometry.PAGE_BYTES + geometry.TAG_BYTES
-FOOTER = struct.Struct("<8sQII16s")
-FOOTER_OFFSET = geometry.PIECES_PER_SEGMENT * (STRIDE + 8)
+FOOTER = struct.Struct("<8sQII")
+FOOTER_OFFSET = geometry.CHUNKS_PER_SEGMENT * STRIDE
+RMAP_CHUNK = geometry.CHUNKS_PER_SEGMENT - 1
+NO_PAGE = 0xFFFFFFFF
 
 
 def page_of(number: int) -> bytes:
@@ -61,7 +63,7 @@ def images(spill: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         file.seek(geometry.SPILL_HEADER_BYTES)
         slot = 0
         while image := file.read(geometry.SEGMENT_BYTES):
-            if FOOTER.unpack_from(image, FOOTER_OFFSET)[0] == b"tideseg2":
+            if FOOTER.unpack_from(image, FOOTER_OFFSET)[0] == b"tideseg3":
                 yield slot, image
             slot += 1
 
@@ -115,11 +117,11 @@ def test_another_implementation_opens_what_was_sealed(tmp_path: pathlib.Path, sp
         cipher = AESGCM(bytes(keys.find(disk_id)))
         draw = random.Random(1)
         for slot, image in images(spill):
-            _, write, _, count, rmap_tag = FOOTER.unpack_from(image, FOOTER_OFFSET)
-            sealed_rmap = image[geometry.PIECES_PER_SEGMENT * STRIDE : FOOTER_OFFSET] + rmap_tag
-            nonce = struct.pack("<QI", write, 0xFFFF)
-            raw = cipher.decrypt(nonce, sealed_rmap, place(disk_id, write, slot, 0xFFFF, 0))
-            rmap = struct.unpack(f"<{geometry.PIECES_PER_SEGMENT}Q", raw)
+            _, write, _, count = FOOTER.unpack_from(image, FOOTER_OFFSET)
+            nonce = struct.pack("<QI", write, RMAP_CHUNK)
+            sealed = image[RMAP_CHUNK * STRIDE : FOOTER_OFFSET]
+            raw = cipher.decrypt(nonce, sealed, place(disk_id, write, slot, RMAP_CHUNK, NO_PAGE))
+            rmap = struct.unpack(f"<{count}I", raw[-4 * count :])[::-1]
             index = draw.randrange(count)
             piece = image[index * STRIDE : (index + 1) * STRIDE]
             nonce = struct.pack("<QI", write, index)

@@ -34,10 +34,10 @@ SIZE = 64 * MIB
 PAGES = SIZE // PAGE
 SHAPE = geometry.of_size(SIZE)
 FLOOR = SHAPE.working_minimum_bytes
-RMAP_OFFSET = PIECES * STRIDE
-FOOTER_OFFSET = RMAP_OFFSET + PIECES * 8
-# place, write, age, count, flags (cache/mapping.pxd); the states of a place (cache/entry.pxd)
-SEGMENT_ENTRY = struct.Struct("<QQQII")
+RMAP_OFFSET = PIECES * STRIDE  # of a segment of whole pages: its last chunk
+FOOTER_OFFSET = geometry.CHUNKS_PER_SEGMENT * STRIDE
+# place, write, age, fill, count, flags (cache/mapping.pxd); the states of a place (cache/entry.pxd)
+SEGMENT_ENTRY = struct.Struct("<QQQIHH")
 DISK = 5
 WRITING, CLEAN = 3, 4  # cache/entry.pxd
 PIECE = 2
@@ -472,7 +472,7 @@ def damage(fd: int, at: dict[int, Home], older: dict[int, bytes]) -> set[int]:
         for page in sorted(pages[slot])[10:13]:
             flip(fd, at[page].offset + within)
             lost.add(page)
-    for place in (RMAP_OFFSET + 100, FOOTER_OFFSET + 3, FOOTER_OFFSET + 25):
+    for place in (RMAP_OFFSET + 4000, RMAP_OFFSET + PAGE + 3, FOOTER_OFFSET + 3):
         flip(fd, offset_of(next(slots)) + place)  # only the cleaner looks there
     zeroed = next(slots)
     os.pwrite(fd, bytes(SEGMENT), offset_of(zeroed))

@@ -165,8 +165,10 @@ def test_a_restart_under_a_lower_target_finds_room_for_the_cleaner(
     """It died when only the cleaner could have gone on, with its slot unused; the target fell meanwhile."""
     plan = movers.plan
 
-    def without_cleaner(now: movers.Snapshot, spilling: int, _emptiest: int) -> movers.Plan:
-        return plan(now, spilling, geometry.PIECES_PER_SEGMENT)._replace(clean_disk=False)
+    def without_cleaner(
+        now: movers.Snapshot, busy: movers.Busy, wish: movers.Wish, _emptiest: int
+    ) -> movers.Plan:
+        return plan(now, busy, wish, geometry.CONTENT_BYTES)._replace(clean_disk=False)
 
     monkeypatch.setattr(movers, "plan", without_cleaner)
     made = disk.prepare(FLOOR + 2 * SEGMENT)

@@ -56,8 +56,9 @@ def test_impossible_sizes_are_refused(size: int) -> None:
 
 
 def test_an_image_has_room_for_pieces_tags_and_reverse_map() -> None:
-    used = geometry.PIECES_PER_SEGMENT * (geometry.PAGE_BYTES + geometry.TAG_BYTES + 8)
-    assert used + 48 <= geometry.SEGMENT_BYTES
+    assert geometry.PIECES_PER_SEGMENT * (geometry.PAGE_BYTES + 4) <= geometry.CONTENT_BYTES
+    image = geometry.CHUNKS_PER_SEGMENT * (geometry.PAGE_BYTES + geometry.TAG_BYTES)
+    assert image + 24 <= geometry.SEGMENT_BYTES
 
 
 def test_swap_label_page() -> None:

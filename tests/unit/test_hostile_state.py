@@ -26,6 +26,7 @@ from swaptide.cache.errors import SwaptideError
 PAGE = 4096
 SIZE = 8 << 20
 SHAPE = geometry.of_size(SIZE)
+FULL = geometry.CONTENT_BYTES
 PAGES = SHAPE.pages
 STAMP = struct.Struct("<QQ")
 SEGMENT_ENTRY = struct.Struct("<QQQII")
@@ -137,8 +138,8 @@ class Disk:
         made.moves.drop(99)
         for page in range(0, PAGES, 3):
             made.log.write_bytes(stamp(page, 3), page * PAGE)
-        made.moves.clean(True, 508, 2)
-        made.moves.clean(False, 508, 2)
+        made.moves.clean(True, FULL, 2, False)
+        made.moves.clean(False, FULL, 2, True)
         self._judge(made, lambda page: stamp(page, 2 + (page % 3 == 0)), set())
         assert before < made.counter("write_clock") < 1 << 63
         made.start()  # and the movers with whatever the control words say

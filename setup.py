@@ -28,7 +28,7 @@ def extensions() -> list[Extension]:
             define_macros=MACROS,
             extra_link_args=LINK,
             include_dirs=["cache", "nbdkit_plugin"],
-            libraries=["crypto", "lz4", "zstd"] if path.stem in ("image", "log", "moves") else [],
+            libraries=["crypto", "lz4", "zstd"] if path.stem in ("ahead", "image", "log", "moves") else [],
             depends=[
                 str(p.relative_to(root))
                 for room in ("cache", "nbdkit_plugin")

@@ -78,6 +78,8 @@ COUNTERS: Final = (
     "strengthened_segments",  # packed anew with zstd
     "written_ahead_segments",
     "spilled_disk_bytes",  # what spilled_bytes take on disk
+    "read_ahead_pages",  # read from disk beyond what was asked for; in chunks of a page
+    "read_ahead_hits",  # of all that was asked for, what had been read ahead
 )
 WORD: Final = struct.Struct("<Q")
 

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from swaptide.cache.ahead cimport Ahead
 from swaptide.cache.codec cimport unpacker
 from swaptide.cache.image cimport SpillFile
 from swaptide.cache.mapping cimport Mapping
@@ -21,6 +22,7 @@ cdef class Log:
     cdef Mapping map
     cdef Segments segments
     cdef SpillFile spill
+    cdef Ahead ahead
     cdef pthread_mutex_t spill_lock
     cdef pthread_mutex_t stripes[STRIPES]
     cdef pthread_mutex_t bounce_lock
@@ -52,7 +54,7 @@ cdef class Log:
     cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
                         uint64_t page) noexcept nogil
     cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
-                         uint32_t first, uint32_t *opened, int which, uint32_t slot,
+                         char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
                          uint64_t write) noexcept nogil
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil
     cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,

@@ -49,6 +49,7 @@ from swaptide.cache.entry cimport (
     same_word,
     segment_of,
 )
+from swaptide.cache.ahead cimport Ahead
 from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker, unpacker_end, unpacker_init
 from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, chunks_read
 from swaptide.cache.mapping cimport ALIGNED_FLAG, Mapping
@@ -91,6 +92,8 @@ cdef class Log:
         cdef void *memory
         self.map = map
         self.segments = segments
+        self.ahead = Ahead()
+        self.ahead.counters = map.counters
         self.size_bytes = size_bytes
         self.spill.fd = spill_fd
         self.spill.align = align
@@ -281,29 +284,38 @@ cdef class Log:
         cdef uint32_t chunks = ((offset_of(entries[pages - 1]) + length_of(entries[pages - 1]) - 1)
                                 >> PAGE_SHIFT) - first + 1
         cdef char *chunk
+        cdef char *plain
         cdef char *buffer = self._take_bounce()
         cdef int which = <int> ((buffer - self.bounce_memory) / BOUNCE_BYTES)
         cdef sealer *by = &self.sealers[which]
         cdef uint32_t opened = 0
-        cdef int result = chunks_read(buffer, &self.spill, slot, first, chunks, &chunk)
-        count64(&self.map.counters[SPILL_READ_BYTES], chunks * STRIDE)
+        cdef int result = 0, window = self.ahead.find(&self.spill, write, slot, first, chunks, &chunk)
+        if window < 0:
+            result = chunks_read(buffer, &self.spill, slot, first, chunks, &chunk)
+            count64(&self.map.counters[SPILL_READ_BYTES], chunks * STRIDE)
+        # Where they are opened to: in place, but never in a window, which is others' as well.
+        plain = chunk if window < 0 else buffer
         for i in range(pages):
             if result != 0:
                 break
             part = min(<uint64_t> PAGE_BYTES - skip, count)
             if aligned:
                 # A chunk is the page: opened to where it is wanted.
-                if not chunk_open(buf if part == PAGE_BYTES else chunk, by, chunk, &self.spill, write, slot,
+                if not chunk_open(buf if part == PAGE_BYTES else plain, by, chunk, &self.spill, write, slot,
                                   first + i, <uint32_t> (page + i)):
                     result = -EIO
                 elif part < PAGE_BYTES:
-                    memcpy(buf, chunk + skip, part)
+                    memcpy(buf, plain + skip, part)
                 chunk += STRIDE
+                plain += STRIDE
             else:
-                result = self._open_piece(buf, part, skip, entries[i], chunk, first, &opened, which, slot, write)
+                result = self._open_piece(buf, part, skip, entries[i], chunk, plain, first, &opened, which, slot,
+                                          write)
             buf += part
             count -= part
             skip = 0
+        if window >= 0:
+            self.ahead.release(window)
         self._give_bounce(buffer)
         if result != 0:
             count64(&self.map.counters[SPILL_READ_ERRORS], 1)
@@ -311,26 +323,25 @@ cdef class Log:
         return result
 
     cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
-                         uint32_t first, uint32_t *opened, int which, uint32_t slot,
+                         char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
                          uint64_t write) noexcept nogil:
-        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these are open."""
+        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these lie open in
+        `plain`, as far apart."""
         cdef char piece[PAGE_BYTES]
         cdef char page[PAGE_BYTES]
         cdef uint32_t at = offset_of(entry), length = length_of(entry), done, part
         cdef uint32_t last = ((at + length - 1) >> PAGE_SHIFT) - first
-        cdef char *chunk
         cdef char *to = page
         while opened[0] <= last:
-            chunk = chunks + opened[0] * STRIDE
-            if not chunk_open(chunk, &self.sealers[which], chunk, &self.spill, write, slot, first + opened[0],
-                              NO_PAGE):
+            if not chunk_open(plain + opened[0] * STRIDE, &self.sealers[which], chunks + opened[0] * STRIDE,
+                              &self.spill, write, slot, first + opened[0], NO_PAGE):
                 return -EIO
             opened[0] += 1
         done = 0
         while done < length:
             part = min(length - done, PAGE_BYTES - ((at + done) & PAGE_MASK))
             memcpy(piece + done,
-                   chunks + (((at + done) >> PAGE_SHIFT) - first) * STRIDE + ((at + done) & PAGE_MASK), part)
+                   plain + (((at + done) >> PAGE_SHIFT) - first) * STRIDE + ((at + done) & PAGE_MASK), part)
             done += part
         if length == PAGE_BYTES:
             memcpy(buf, piece + skip, count)

@@ -20,5 +20,6 @@ cdef extern from "atomics.h" nogil:
     void relax() noexcept
     void point(const char *name) noexcept
     void mortal(const char *name) noexcept
+    void prefetch_page(const void *page) noexcept
     int page_is_same(const void *page, uint32_t *word) noexcept
     void fill_words(void *to, uint32_t word, uint64_t skip, uint64_t nbytes) noexcept

@@ -47,6 +47,7 @@ cdef class Log:
     cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *hits,
                    uint64_t *missed) noexcept nogil
     cdef uint64_t entry(self, uint64_t page) noexcept nogil
+    cdef void _prefetch(self, uint64_t page, uint64_t pages) noexcept nogil
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
                          uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
     cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil

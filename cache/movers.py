@@ -34,6 +34,8 @@ CLEAN_RAM_BYTES: Final = int(geometry.CONTENT_BYTES * 0.75)
 CLEAN_DISK_BYTES: Final = geometry.PIECES_PER_SEGMENT * geometry.PAGE_BYTES
 # Segments in RAM that are cleaned in one go: under load, taking the interpreter again costs as much as one.
 CLEAN_BATCH: Final = 8
+# Segments that one spiller writes in one go: as above.
+SPILL_BATCH: Final = 8
 # Free RAM slots beyond twice the wish that are kept before any is given back.
 SPARE_SLOTS: Final = 4
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
@@ -119,6 +121,7 @@ class Plan(NamedTuple):
     release: int = 0
     drop: int = 0
     spill: int = 0
+    batch: int = 1  # segments that each spiller writes before anybody looks again
     populate: int = 0
     clean_ram: bool = False
     clean_disk: bool = False
@@ -193,6 +196,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
         release=now.free - keep if now.free > keep and not now.waiting else 0,
         drop=drop,
         spill=spill,
+        batch=max(1, min(SPILL_BATCH, short // SPILLERS)),
         populate=populate,
         clean_ram=clean_ram,
         clean_disk=clean_disk,
@@ -310,7 +314,7 @@ class Movers:
             self._moving_memory = True
             self._spawn(self._give_back(todo.drop, todo.release))
         for _ in range(todo.spill):
-            self._spawn(self._spill(self._idle_spillers.pop()))
+            self._spawn(self._spill(self._idle_spillers.pop(), todo.batch, give_back=not todo.ahead))
         for _ in range(todo.pack):
             self._spawn(self._pack(self._idle_packers.pop(), todo.keep_raw))
         if todo.strengthen:
@@ -372,14 +376,14 @@ class Movers:
     def _drop_and_punch(self, drop: int, release: int) -> int:
         return self._moves.drop(drop) + self._moves.punch(release)
 
-    async def _spill(self, worker: int) -> None:
+    async def _spill(self, worker: int, most: int, *, give_back: bool) -> None:
         begun = time.monotonic()
         try:
-            result = await self._call(self._moves.spill, worker)
+            result = await self._call(self._moves.spill, worker, most, give_back)
             if result < 0:
                 await self._store_failed(-result)
             elif result > 0:
-                self.rates.spilled(time.monotonic() - begun)
+                self.rates.spilled((time.monotonic() - begun) / result)
                 self._store_works()
             else:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it

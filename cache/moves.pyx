@@ -130,17 +130,24 @@ cdef class Moves:
             unpacker_end(&self.packings[i].undo)
         free(self.memory)
 
-    def spill(self, int worker):
-        """Write the dirty segment whose turn it is to disk.  1: done; 0: none to be had; -errno: the store failed.
+    def spill(self, int worker, int most, bint give_back):
+        """Write up to `most` dirty segments to disk, those whose turn it is; with `give_back` drop each at once.
 
-        `worker` names the staging buffer, 0 up to `spillers` - 1; no two calls at once may share one.
+        How many; 0: none to be had; -errno: the store failed.  `worker` names the staging buffer, 0 up to
+        `spillers` - 1; no two calls at once may share one.
         """
-        cdef int result
+        cdef int result = 0, done = 0
         with nogil:
-            result = self._spill(worker)
-        return result
+            while done < most:
+                result = self._spill(worker, give_back)
+                if result <= 0:
+                    break
+                done += 1
+                if done < most and not self.segments.is_short():
+                    break
+        return result if result < 0 else done
 
-    cdef int _spill(self, int worker) noexcept nogil:
+    cdef int _spill(self, int worker, bint give_back) noexcept nogil:
         cdef char *image = self.memory + worker * SEGMENT_BYTES
         cdef uint32_t segment = self.segments.claim_for_disk()
         cdef uint64_t place
@@ -160,11 +167,18 @@ cdef class Moves:
         if result == 0:
             result = image_write(image, &self.log.spill, disk_of(place) - 1)
         mortal("spill: written")
-        self.segments.end_write(segment, result == 0)
         if result != 0:
+            self.segments.end_write(segment, False)
+            self.segments.unclaim(segment)
             count64(&self.log.map.counters[SPILL_WRITE_ERRORS], 1)
             return result
+        self.segments.end_write(segment, True)
         count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
+        if give_back and self.segments.is_short():
+            self.segments.drop(segment)
+            self.segments.punch(0)
+        else:
+            self.segments.unclaim(segment)
         return 1
 
     def drop(self, int count):

@@ -102,6 +102,7 @@ cdef class Segments:
     cdef void unclaim(self, uint32_t segment) noexcept nogil
     cdef bint begin_write(self, uint32_t segment) noexcept nogil
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil
+    cdef bint is_short(self) noexcept nogil
     cdef void drop(self, uint32_t segment) noexcept nogil
     cdef void mark(self, uint32_t segment, uint16_t flag) noexcept nogil
     cdef int populate(self, uint32_t count) noexcept nogil

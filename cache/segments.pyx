@@ -676,7 +676,7 @@ cdef class Segments:
         self.failed_writes += 1
 
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil:
-        """The write of a claimed segment ended: it is CLEAN, or DIRTY again and its disk slot free."""
+        """The write of a claimed segment ended: it is CLEAN, or DIRTY again and its disk slot free; claimed still."""
         cdef uint64_t place
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
@@ -688,9 +688,11 @@ cdef class Segments:
         else:
             self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
             self._suspect_disk(disk_of(place) - 1)
-        self.claimed[segment] = 0
-        self._reap(segment)
         pthread_mutex_unlock(&self.lock)
+
+    cdef bint is_short(self) noexcept nogil:
+        """Whether RAM slots are wanted, by the target or by writers.  A look without the lock."""
+        return self.populated >= self.limit()
 
     cdef void drop(self, uint32_t segment) noexcept nogil:
         """Give up the RAM of a claimed CLEAN segment, once its last reader there has left."""

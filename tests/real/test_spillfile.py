@@ -118,7 +118,7 @@ def test_a_late_write_error_without_direct_io_is_noticed(
             made.segments.populate_now(6)
             made.log.write_bytes(noise, 0)
             with store.refusing("write"):
-                assert made.moves.spill(0) < 0
+                assert made.moves.spill(0, 1, False) < 0
             assert made.moves.drop(9) == 0
             assert made.log.read_bytes(len(noise), 0) == noise
         finally:

@@ -94,7 +94,7 @@ def test_a_lost_write_is_an_error_not_what_lay_there_before(disk: Disk, tmp_path
             made.log.write_bytes(random.Random(page).randbytes(PAGE), page * PAGE)
 
     write_segment(0)
-    assert moves.spill(0) == 1 and moves.drop(1) == 1
+    assert moves.spill(0, 1, False) == 1 and moves.drop(1) == 1
     write_segment(1000)
     made.log.write_bytes(bytes(PAGE), 3000 * PAGE)
     for page in range(pieces):
@@ -103,7 +103,7 @@ def test_a_lost_write_is_an_error_not_what_lay_there_before(disk: Disk, tmp_path
     os.ftruncate(elsewhere, geometry.of_size(SIZE).spill_bytes)
     real = os.dup(made.spill_fd)
     os.dup2(elsewhere, made.spill_fd)
-    assert moves.spill(0) == 1
+    assert moves.spill(0, 1, False) == 1
     os.dup2(real, made.spill_fd)
     assert moves.drop(1) == 1
     with pytest.raises(OSError, match="Input/output error"):

@@ -92,7 +92,7 @@ class Disk:
         for page in range(PAGES - 100):
             made.log.write_bytes(stamp(page, 0), page * PAGE)
         for _ in range(3):
-            assert made.moves.spill(0) == 1
+            assert made.moves.spill(0, 1, False) == 1
         assert made.moves.drop(2) == 2
         for page in range(0, PAGES - 100, 2):
             made.log.write_bytes(stamp(page, 1), page * PAGE)
@@ -133,7 +133,7 @@ class Disk:
         made.segments.populate_now(14)
         for page in range(PAGES):
             made.log.write_bytes(stamp(page, 2), page * PAGE)
-        while made.moves.spill(1) == 1:
+        while made.moves.spill(1, 1, False) == 1:
             pass
         made.moves.drop(99)
         for page in range(0, PAGES, 3):

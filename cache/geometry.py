@@ -9,8 +9,9 @@ import dataclasses
 PAGE_BYTES = 4096
 SEGMENT_BYTES = 2 << 20
 TAG_BYTES = 16
-# On disk a segment is cut into chunks of a page, each with its tag: 510 of them leave 32 bytes of 2 MiB for the
-# footer.  In RAM the same bytes lie back to back: pieces from below, the reverse map (4 bytes each) from above.
+# On disk a segment is cut into chunks of a page, each with its tag: 510 of them leave 32 bytes of 2 MiB for
+# the footer.  In RAM the same bytes lie back to back: pieces from below, the reverse map (4 bytes each) from
+# above.
 CHUNKS_PER_SEGMENT = 510
 CONTENT_BYTES = CHUNKS_PER_SEGMENT * PAGE_BYTES
 # Whole pages: 509 and their reverse map.

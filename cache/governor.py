@@ -134,20 +134,14 @@ class Governor:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
+            self._movers.order(self._orders())
             self._segments.set_budget(target, self._charge_bytes(private))
             self._put("private_bytes", private)
             self._put("target_seen_bytes", target)
 
     def _charge_bytes(self, private: int) -> int:
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
-<<<<<<< HEAD
         return max(0, max(private, buffers) - self._base_bytes)
-=======
-        self._movers.order(self._orders())
-        self._segments.set_budget(target, max(0, max(private, buffers) - self._base_bytes))
-        self._put("private_bytes", private)
-        self._put("target_seen_bytes", target)
->>>>>>> 04c9ef9 (Packed tier, wip)
 
     def _orders(self) -> Orders:
         compress, deadline_ns = self._control("compress"), self._control("deadline_ns")

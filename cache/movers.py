@@ -133,7 +133,7 @@ class Plan(NamedTuple):
 
 
 def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
-    """Decide from the snapshot, what is under way, the wishes, and the live bytes of the emptiest segment in RAM.
+    """Decide from the snapshot, what is under way, the wishes, and the emptiest segment in RAM (live bytes).
 
     Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
     and a busy one does not wait for page faults.  Slots are taken back when there are more than the
@@ -209,7 +209,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
 
 
 class Orders(NamedTuple):
-    """What the operator wants: an entry of layout.COMPRESS, a share of the target, a time.monotonic() or None."""
+    """What the operator wants: one of layout.COMPRESS, a share of the target, a time.monotonic() or None."""
 
     compress: str = "none"
     clean_ahead: float = 0.0

@@ -30,9 +30,13 @@ def snapshot(**changes: int) -> movers.Snapshot:
     return rest._replace(**changes)
 
 
+NOTHING_WISHED = movers.Wish()
+NOT_BUSY = movers.Busy()
+
+
 def planned(
-    wish: movers.Wish = movers.Wish(),
-    busy: movers.Busy = movers.Busy(),
+    wish: movers.Wish = NOTHING_WISHED,
+    busy: movers.Busy = NOT_BUSY,
     emptiest: int = FULL,
     **changes: int,
 ) -> movers.Plan:

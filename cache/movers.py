@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -36,8 +37,12 @@ CLEAN_DISK_BYTES: Final = geometry.PIECES_PER_SEGMENT * geometry.PAGE_BYTES
 CLEAN_BATCH: Final = 8
 # Segments that one spiller writes in one go: as above.
 SPILL_BATCH: Final = 8
+# Free RAM slots for the guest's next writes: never fewer, never more, and how long they should last.
+LEAST_FREE: Final = 2
+MOST_FREE: Final = 16
+DEMAND_SECONDS: Final = 0.05
 # Free RAM slots beyond twice the wish that are kept before any is given back.
-SPARE_SLOTS: Final = 4
+SPARE_SLOTS: Final = 2
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
@@ -103,13 +108,15 @@ class Busy(NamedTuple):
 class Wish(NamedTuple):
     """What is wanted beyond the limit, and what the host has to spare.
 
-    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
+    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.  `demand`:
+    segments that were opened lately, per second.
     """
 
     compress: bool = False
     strengthen: bool = False
     hurry: bool = False
     clean: int = 0
+    demand: float = 0.0
     idle_core: bool = False
     idle_disk: bool = False
 
@@ -135,12 +142,12 @@ class Plan(NamedTuple):
 def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     """Decide from the snapshot, what is under way, the wishes, and the emptiest segment in RAM (live bytes).
 
-    Free slots wanted: two and an eighth of what is in use, at most 16, so that an idle disk costs little
-    and a busy one does not wait for page faults.  Slots are taken back when there are more than the
+    Free slots wanted: two, or what the guest has lately filled in a twentieth of a second, at most 16: an idle
+    disk costs little, and a busy one does not wait for page faults.  Slots are taken back when there are more than the
     limit; else made free ahead of the writers, by populating below the limit, and at it by dropping what is
     clean, by cleaning, by packing, and by writing out, in this order.
     """
-    wanted = min(16, 2 + (now.populated - now.free) // 8, max(2, now.limit // 8))
+    wanted = max(LEAST_FREE, min(MOST_FREE, math.ceil(wish.demand * DEMAND_SECONDS), now.limit // 8))
     over = now.populated - now.to_punch - now.limit
     if over > 0:
         short = over + (1 if now.waiting else 0)
@@ -342,6 +349,7 @@ class Movers:
             strengthen=orders.compress == "lz4+zstd",
             hurry=over > 0 and over > self.rates.packed_in(left),
             clean=int(now.limit * orders.clean_ahead),
+            demand=self.rates.demand(self._moves.segments_opened(), time.monotonic()),
             idle_core=spare.cores >= IDLE_CORES,
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )

@@ -492,6 +492,10 @@ cdef class Moves:
         self.segments.unclaim(segment)
         return result
 
+    def segments_opened(self):
+        """Segments that were begun so far."""
+        return self.segments.log_clock
+
     def misses(self):
         """Pages that were read from the disk so far."""
         return peek64(&self.log.map.counters[MISSES])

@@ -12,6 +12,9 @@ FIRST_GAIN: Final = 0.6
 FIRST_SPILL_SECONDS: Final = 0.008
 # Of what packing could do in the time left, what is relied upon.
 RELIED_SHARE: Final = 0.7
+# How often the demand is measured, and how long until half of it is forgotten.
+DEMAND_LOOK_SECONDS: Final = 0.02
+DEMAND_HALF_SECONDS: Final = 1.0
 
 
 class Rates:
@@ -23,6 +26,18 @@ class Rates:
         self._spill_seconds = FIRST_SPILL_SECONDS
         self._pack_seconds = FIRST_PACK_SECONDS
         self._gain = FIRST_GAIN
+        self._opened = 0
+        self._opened_at = 0.0
+        self._demand = 0.0
+
+    def demand(self, opened: int, now: float) -> float:
+        """Segments per second that are filled, by how many were opened so far; falls slowly, rises at once."""
+        passed = now - self._opened_at
+        if passed >= DEMAND_LOOK_SECONDS:
+            rate = (opened - self._opened) / passed
+            self._demand = max(rate, self._demand * 0.5 ** (passed / DEMAND_HALF_SECONDS))
+            self._opened, self._opened_at = opened, now
+        return self._demand
 
     def spilled(self, seconds: float) -> None:
         """One segment was written out in this time, beside the others."""

@@ -14,9 +14,9 @@ def snapshot(**changes: int) -> movers.Snapshot:
     rest = movers.Snapshot(
         limit=100,
         populated=50,
-        free=10,
+        free=6,
         to_punch=0,
-        dirty=38,
+        dirty=42,
         writing=0,
         clean=0,
         disk_free=150,

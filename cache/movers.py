@@ -108,8 +108,8 @@ class Busy(NamedTuple):
 class Wish(NamedTuple):
     """What is wanted beyond the limit, and what the host has to spare.
 
-    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.  `demand`:
-    segments that were opened lately, per second.
+    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
+    `demand`: segments that were opened lately, per second.
     """
 
     compress: bool = False
@@ -142,10 +142,10 @@ class Plan(NamedTuple):
 def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     """Decide from the snapshot, what is under way, the wishes, and the emptiest segment in RAM (live bytes).
 
-    Free slots wanted: two, or what the guest has lately filled in a twentieth of a second, at most 16: an idle
-    disk costs little, and a busy one does not wait for page faults.  Slots are taken back when there are more than the
-    limit; else made free ahead of the writers, by populating below the limit, and at it by dropping what is
-    clean, by cleaning, by packing, and by writing out, in this order.
+    Free slots wanted: two, or what the guest has lately filled in a twentieth of a second, at most 16: an
+    idle disk costs little, and a busy one does not wait for page faults.  Slots are taken back when there
+    are more than the limit; else made free ahead of the writers, by populating below the limit, and at it by
+    dropping what is clean, by cleaning, by packing, and by writing out, in this order.
     """
     wanted = max(LEAST_FREE, min(MOST_FREE, math.ceil(wish.demand * DEMAND_SECONDS), now.limit // 8))
     over = now.populated - now.to_punch - now.limit

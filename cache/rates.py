@@ -31,7 +31,7 @@ class Rates:
         self._demand = 0.0
 
     def demand(self, opened: int, now: float) -> float:
-        """Segments per second that are filled, by how many were opened so far; falls slowly, rises at once."""
+        """Segments filled per second, by how many were opened so far; falls slowly, rises at once."""
         passed = now - self._opened_at
         if passed >= DEMAND_LOOK_SECONDS:
             rate = (opened - self._opened) / passed

@@ -8,10 +8,12 @@ import asyncio
 import dataclasses
 import enum
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from swaptide.cache import face
+from swaptide.cache import face, geometry
 
+# Below so much a disk does not pack: it has no segments to spare to pack into (movers.PACK_LEAST_SLOTS).
+PACK_LEAST_BYTES = 16 * geometry.SEGMENT_BYTES
 LIMIT_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _STEP_SECONDS = 0.2
@@ -36,8 +38,39 @@ class Step:
     target_bytes: int
 
 
-def apply(state: face.StateFace, limits: face.Limits) -> None:
-    """Write `limits` so that floor <= target <= cap holds at every moment in between."""
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+    """So many seconds from `begun`, which is a time.monotonic()."""
+
+    begun: float
+    seconds: float
+
+    @property
+    def ns(self) -> int:
+        """The same as a word of the state file: of CLOCK_MONOTONIC, and not 0."""
+        return max(1, round((self.begun + self.seconds) * 1e9))
+
+
+def estimate_seconds(counters: Mapping[str, int], ram_bytes: int, target_bytes: int) -> float | None:
+    """How long a disk that uses `ram_bytes` takes to its target, at the speeds measured on its host.
+
+    What is clean goes at once; the rest is packed, as far as there is something to pack, and written out,
+    side by side.  None where it has no speed: its store fails, perhaps.
+    """
+    rest = ram_bytes - target_bytes - counters["droppable_bytes"]
+    if rest <= 0:
+        return 0.0
+    spill = 0 if counters["degraded"] else counters["spill_bytes_per_second"]
+    pack = counters["pack_bytes_per_second"] if target_bytes >= PACK_LEAST_BYTES else 0
+    if not spill:
+        return rest / pack if pack and rest <= counters["packable_bytes"] else None
+    both = rest / (pack + spill)
+    return max(both, (rest - counters["packable_bytes"]) / spill) if pack else both
+
+
+def apply(state: face.StateFace, limits: face.Limits, deadline: Deadline | None = None) -> None:
+    """Write when `limits` have to hold, then `limits`: floor <= target <= cap at every moment in between."""
+    state.set_limits(deadline_ns=0 if deadline is None else deadline.ns)
     state.set_limits(floor_bytes=min(limits.floor_bytes, state.limits().floor_bytes))
     if limits.target_bytes <= state.limits().cap_bytes:
         state.set_limits(target_bytes=limits.target_bytes)
@@ -48,23 +81,35 @@ def apply(state: face.StateFace, limits: face.Limits) -> None:
     state.set_limits(floor_bytes=limits.floor_bytes)
 
 
+def release(state: face.StateFace, deadline: Deadline | None) -> None:
+    """Take a deadline away that was applied, unless another one was set meanwhile."""
+    if deadline is not None and state.deadline_ns() == deadline.ns:
+        state.set_limits(deadline_ns=0)
+
+
 async def follow(
     state: face.StateFace,
     target_bytes: int,
     *,
     limit_seconds: float = LIMIT_SECONDS,
+    deadline: Deadline | None = None,
     gone: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Step]:
     """Yield steps until the disk has seen `target_bytes` and is within it; the last one is final.
 
-    `gone` tells that the disk is no more.  Raises StateError if the state file was truncated.
+    With a `deadline` it is LATE unless it was seen to hold in time; else it has `limit_seconds`.  `gone`
+    tells that the disk is no more.  Raises StateError if the state file was truncated.
     """
     start = last = clock()
+    if deadline is not None:
+        start, limit_seconds = deadline.begun, deadline.seconds
     while True:
         now = clock()
         phase = _phase(state, target_bytes, gone())
-        if phase is Phase.SQUEEZING and now - start >= limit_seconds:
+        if now - start >= limit_seconds and (
+            phase is Phase.SQUEEZING or (phase is Phase.HOLDS and deadline is not None)
+        ):
             phase = Phase.LATE
         if phase is not Phase.SQUEEZING or now - last >= _STEP_SECONDS:
             last = now

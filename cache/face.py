@@ -115,13 +115,29 @@ class StateFace:
         return Limits(words["cap_bytes"], words["target_bytes"], words["floor_bytes"])
 
     def set_limits(
-        self, *, cap_bytes: int | None = None, target_bytes: int | None = None, floor_bytes: int | None = None
+        self,
+        *,
+        cap_bytes: int | None = None,
+        target_bytes: int | None = None,
+        floor_bytes: int | None = None,
+        deadline_ns: int | None = None,
     ) -> None:
-        """Write the given limits; the plugin notices within milliseconds.  Values are not checked here."""
-        wanted = {"floor_bytes": floor_bytes, "cap_bytes": cap_bytes, "target_bytes": target_bytes}
-        for name, value in wanted.items():
-            if value is not None:
-                self._put(name, value)
+        """Write the given limits; the plugin notices within milliseconds.  Values are not checked here.
+
+        `deadline_ns` of CLOCK_MONOTONIC is when the target has to hold, 0 for no such time; it is there
+        before the target is.
+        """
+        self._put_given(
+            deadline_ns=deadline_ns, floor_bytes=floor_bytes, cap_bytes=cap_bytes, target_bytes=target_bytes
+        )
+
+    def deadline_ns(self) -> int:
+        """When the target has to hold, of CLOCK_MONOTONIC; 0 for no such time."""
+        return self._words(geometry.CONTROL_OFFSET, layout.CONTROL)["deadline_ns"]
+
+    def set_orders(self, *, compress: str, clean_ahead_permille: int) -> None:
+        """Write how to pack (one of layout.COMPRESS) and what share of the target is kept clean ahead."""
+        self._put_given(compress=layout.COMPRESS.index(compress), clean_ahead_permille=clean_ahead_permille)
 
     def request_publish(self) -> int:
         """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
@@ -138,6 +154,11 @@ class StateFace:
         """State-file blocks and the plugin's private memory beyond its base, in bytes."""
         counters = self.counters()
         return self.state_blocks_bytes() + max(0, counters["private_bytes"] - counters["base_bytes"])
+
+    def _put_given(self, **wanted: int | None) -> None:
+        for name, value in wanted.items():
+            if value is not None:
+                self._put(name, value)
 
     def _put(self, name: str, value: int) -> None:
         offset = geometry.CONTROL_OFFSET + layout.CONTROL.index(name) * layout.WORD.size

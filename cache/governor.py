@@ -34,6 +34,8 @@ ROOM_TICK_SECONDS: Final = 0.002
 
 _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
 _COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
+# Words that are obeyed as soon as they change.  A deadline is written before its target, so it is read after.
+_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns")
 _ACTIVITY = (
     "reads",
     "writes",
@@ -66,6 +68,9 @@ class Governor:
         self._meter = memory.Meter()
         self._changed = asyncio.Event()
         self._connections = 0
+        # What a damaged state file says must not be more than a word holds.
+        self._written_before = min(self._counter("written_ahead_segments"), 1 << 62)
+        self._heard: tuple[int, ...] = ()
         self._activity: tuple[int, ...] = ()
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
         self._base_bytes = max(base, self._meter.start_bytes)
@@ -129,12 +134,13 @@ class Governor:
         """Take over the target and measure the memory that counts against it.  Any thread."""
         # One at a time, or a charge just made would be taken back by who counted the connections before.
         with self._applying:
-            target = self._control("target_bytes")
+            self._heard = self._spoken()
+            target = self._heard[0]
             try:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
-            self._movers.order(self._orders())
+            self._movers.order(self._orders(*self._heard[1:]))
             self._segments.set_budget(target, self._charge_bytes(private))
             self._put("private_bytes", private)
             self._put("target_seen_bytes", target)
@@ -143,12 +149,18 @@ class Governor:
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
         return max(0, max(private, buffers) - self._base_bytes)
 
-    def _orders(self) -> Orders:
-        compress, deadline_ns = self._control("compress"), self._control("deadline_ns")
+    def _spoken(self) -> tuple[int, ...]:
+        """The words of _ORDERS; the target first, since what goes with it was written before it."""
+        return tuple(self._control(name) for name in _ORDERS)
+
+    @staticmethod
+    def _orders(compress: int, clean_ahead_permille: int, deadline_ns: int) -> Orders:
+        # One that is over binds nobody: whoever set it may have died before it was taken away.
+        binding = deadline_ns > time.monotonic_ns()
         return Orders(
             layout.COMPRESS[compress] if compress < len(layout.COMPRESS) else "none",
-            min(1.0, self._control("clean_ahead_permille") / 1000),
-            deadline_ns / 1e9 if deadline_ns else None,
+            min(1.0, clean_ahead_permille / 1000),
+            deadline_ns / 1e9 if binding else None,
         )
 
     def _watch(self) -> int | None:
@@ -161,9 +173,9 @@ class Governor:
     def _notified(self, fd: int) -> None:
         os.read(fd, 65536)
         # The movers' own punches notify as well; only a changed control word is news.
-        if self._control("target_bytes") != self._counter("target_seen_bytes") or self._control(
-            "publish_request"
-        ) != self._counter("publish_answer"):
+        if self._spoken() != self._heard or self._control("publish_request") != self._counter(
+            "publish_answer"
+        ):
             self._changed.set()
 
     def _publish(self) -> None:
@@ -181,6 +193,9 @@ class Governor:
             "ram_slots_used": now.populated,
             "ram_slots_limit": now.limit,
             "disk_slots_used": now.disk_slots - now.disk_free,
+            "droppable_bytes": (now.clean + now.free) * geometry.SEGMENT_BYTES,
+            "written_ahead_segments": self._written_before + self._movers.written_ahead,
+            **self._speeds(now),
             "degraded": int(self._movers.degraded),
             "ram_blocked": int(self._movers.ram_blocked),
         }
@@ -188,6 +203,15 @@ class Governor:
             self._put(name, value)
         # Last: whoever asked sees the answer only when everything above is there.
         self._put("publish_answer", request)
+
+    def _speeds(self, now: Snapshot) -> dict[str, int]:
+        rates, segment = self._movers.rates, geometry.SEGMENT_BYTES
+        packs = self._control("compress") != layout.COMPRESS.index("none")
+        return {
+            "packable_bytes": int(now.raw * rates.gain * segment) if packs else 0,
+            "pack_bytes_per_second": int(rates.pack_slots_per_second * segment) if packs else 0,
+            "spill_bytes_per_second": int(rates.spill_slots_per_second * segment),
+        }
 
     def _is_active(self) -> bool:
         before, self._activity = self._activity, tuple(self._counter(name) for name in _ACTIVITY)

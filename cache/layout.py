@@ -80,6 +80,11 @@ COUNTERS: Final = (
     "spilled_disk_bytes",  # what spilled_bytes take on disk
     "read_ahead_pages",  # read from disk beyond what was asked for; in chunks of a page
     "read_ahead_hits",  # of all that was asked for, what had been read ahead
+    # What a falling target can count on, in bytes of RAM and as fast as this host was measured to be:
+    "droppable_bytes",  # come back at once: segments that are clean, and free ones
+    "packable_bytes",  # what packing would free, at the mean of what it freed so far
+    "pack_bytes_per_second",  # of RAM that packing frees; 0 where nothing is packed
+    "spill_bytes_per_second",  # of RAM that writing out frees
 )
 WORD: Final = struct.Struct("<Q")
 

@@ -250,6 +250,7 @@ class Movers:
         )
         self._idle = idle.Idle()
         self.rates = rates.Rates(SPILLERS, PACKERS)
+        self._packed_bytes = moves.packed_bytes()
         self._orders = Orders()
         self._lowered_at = 0.0
         self._last_limit = 0
@@ -257,6 +258,7 @@ class Movers:
         self._disk_idle = False
         self._looked_at = 0.0
         self._misses = 0
+        self.written_ahead = 0  # segments, so far
         self.degraded = False
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
@@ -321,7 +323,7 @@ class Movers:
             self._moving_memory = True
             self._spawn(self._give_back(todo.drop, todo.release))
         for _ in range(todo.spill):
-            self._spawn(self._spill(self._idle_spillers.pop(), todo.batch, give_back=not todo.ahead))
+            self._spawn(self._spill(self._idle_spillers.pop(), todo.batch, ahead=todo.ahead))
         for _ in range(todo.pack):
             self._spawn(self._pack(self._idle_packers.pop(), todo.keep_raw))
         if todo.strengthen:
@@ -384,14 +386,15 @@ class Movers:
     def _drop_and_punch(self, drop: int, release: int) -> int:
         return self._moves.drop(drop) + self._moves.punch(release)
 
-    async def _spill(self, worker: int, most: int, *, give_back: bool) -> None:
+    async def _spill(self, worker: int, most: int, *, ahead: bool) -> None:
         begun = time.monotonic()
         try:
-            result = await self._call(self._moves.spill, worker, most, give_back)
+            result = await self._call(self._moves.spill, worker, most, not ahead)
             if result < 0:
                 await self._store_failed(-result)
             elif result > 0:
                 self.rates.spilled((time.monotonic() - begun) / result)
+                self.written_ahead += result if ahead else 0
                 self._store_works()
             else:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
@@ -399,11 +402,14 @@ class Movers:
             self._idle_spillers.append(worker)
 
     async def _pack(self, worker: int, keep_raw: int) -> None:
-        begun, before = time.monotonic(), self._moves.packed_bytes()
+        begun = time.monotonic()
         strong = self._orders.compress == "zstd"
         try:
             if await self._call_packer(self._moves.pack, worker, keep_raw, strong) > 0:
-                self.rates.packed(time.monotonic() - begun, self._moves.packed_bytes() - before)
+                # Since the last one that ended: others are packed at the same time.
+                before, self._packed_bytes = self._packed_bytes, self._moves.packed_bytes()
+                if self._packed_bytes > before:  # else it did not shrink, which says nothing about packing
+                    self.rates.packed(time.monotonic() - begun, self._packed_bytes - before)
             else:
                 await asyncio.sleep(PAUSE_SECONDS)  # no slot to pack into, or somebody was quicker
         finally:

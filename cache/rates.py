@@ -54,6 +54,11 @@ class Rates:
         return max(0.0, seconds) * self.pack_slots_per_second * RELIED_SHARE
 
     @property
+    def gain(self) -> float:
+        """The share of its RAM that packing a segment gives back."""
+        return self._gain
+
+    @property
     def pack_slots_per_second(self) -> float:
         """RAM slots that packing frees in a second with all packers."""
         return self._packers * self._gain / self._pack_seconds

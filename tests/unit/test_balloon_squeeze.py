@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from swaptide.balloon import squeeze
-from swaptide.cache import geometry, layout
+from swaptide.cache import geometry, layout, movers
 from swaptide.cache.face import Limits, StateFace
 
 MIB = 1 << 20
@@ -51,7 +51,11 @@ def state(plugin: Plugin) -> Iterator[StateFace]:
 
 
 def follow(
-    state: StateFace, target: int, act: Callable[[int], None], limit_seconds: float = 60
+    state: StateFace,
+    target: int,
+    act: Callable[[int], None],
+    limit_seconds: float = 60,
+    deadline: squeeze.Deadline | None = None,
 ) -> list[squeeze.Step]:
     """The steps of a squeeze by a clock that ticks a second with each look; `act` gets its time."""
     steps: list[squeeze.Step] = []
@@ -63,7 +67,9 @@ def follow(
         return float(tick)
 
     async def body() -> None:
-        async for step in squeeze.follow(state, target, limit_seconds=limit_seconds, clock=clock):
+        async for step in squeeze.follow(
+            state, target, limit_seconds=limit_seconds, deadline=deadline, clock=clock
+        ):
             steps.append(step)
 
     asyncio.run(body())
@@ -121,3 +127,93 @@ def test_limits_never_cross_on_the_way(state: StateFace, monkeypatch: pytest.Mon
         squeeze.apply(state, wanted)
         assert state.limits() == wanted
     assert all(now.floor_bytes <= now.target_bytes <= now.cap_bytes for now in seen)
+
+
+def test_a_deadline_counts_from_when_it_was_given(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+    plugin.put("target_seen_bytes", 64 * MIB)
+    last = follow(state, 64 * MIB, lambda tick: None, deadline=squeeze.Deadline(-2.0, 5.0))[-1]
+    assert (last.phase, last.elapsed_seconds) == ("late", 5)
+
+
+@pytest.mark.parametrize(("reached_at", "phase"), [(3, "holds"), (7, "late")])
+def test_what_holds_after_its_deadline_is_late(
+    plugin: Plugin, state: StateFace, reached_at: int, phase: str
+) -> None:
+    plugin.put("target_seen_bytes", 64 * MIB)
+
+    def act(tick: int) -> None:
+        # The clock jumps past the deadline between two looks.
+        plugin.use(8 * MIB if tick >= 1 else 96 * MIB)
+
+    deadline = squeeze.Deadline(-float(reached_at), 5.0)
+    assert follow(state, 64 * MIB, act, deadline=deadline)[-1].phase == phase
+
+
+def test_a_deadline_is_there_before_its_target(state: StateFace, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = squeeze.Deadline(100.0, 2.5)
+    seen: list[tuple[int, int]] = []
+    put = state._put
+
+    def watch(name: str, value: int) -> None:
+        put(name, value)
+        seen.append((state.deadline_ns(), state.limits().target_bytes))
+
+    monkeypatch.setattr(state, "_put", watch)
+    squeeze.apply(state, Limits(32 * MIB, 32 * MIB, 16 * MIB), deadline)
+    assert seen[0] == (102_500_000_000, 64 * MIB) and seen[-1] == (102_500_000_000, 32 * MIB)
+
+
+def test_a_deadline_is_taken_away_by_whoever_set_it(state: StateFace) -> None:
+    limits = Limits(32 * MIB, 32 * MIB, 16 * MIB)
+    first, second = squeeze.Deadline(100.0, 2.0), squeeze.Deadline(100.0, 3.0)
+    squeeze.apply(state, limits, first)
+    squeeze.apply(state, limits, second)
+    squeeze.release(state, None)
+    squeeze.release(state, first)
+    assert state.deadline_ns() == second.ns
+    squeeze.release(state, second)
+    assert state.deadline_ns() == 0
+    squeeze.apply(state, limits, first)
+    squeeze.apply(state, limits)
+    assert state.deadline_ns() == 0
+
+
+def speeds(**changed: int) -> dict[str, int]:
+    """Half a GiB to pack, at 300 MiB/s beside 700 MiB/s of writing out."""
+    return {
+        "droppable_bytes": 0,
+        "packable_bytes": 512 * MIB,
+        "pack_bytes_per_second": 300 * MIB,
+        "spill_bytes_per_second": 700 * MIB,
+        "degraded": 0,
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "used", "target", "seconds"),
+    [
+        ({}, 1256, 256, 1.0),
+        ({}, 256, 256, 0.0),
+        ({}, 100, 256, 0.0),
+        ({"droppable_bytes": 500 * MIB}, 1256, 256, 0.5),
+        ({"droppable_bytes": 2000 * MIB}, 1256, 256, 0.0),
+        ({"packable_bytes": 300 * MIB}, 1256, 256, 1.0),
+        ({"packable_bytes": 160 * MIB}, 1256, 256, 1.2),  # all of it is packed long before
+        ({"packable_bytes": 0}, 956, 256, 1.0),
+        ({"pack_bytes_per_second": 0}, 956, 256, 1.0),
+        ({}, 1431, 31, 2.0),  # nothing is packed below 32 MiB
+        ({"degraded": 1}, 856, 256, None),
+        ({"degraded": 1}, 556, 256, 1.0),
+        ({"spill_bytes_per_second": 0, "pack_bytes_per_second": 0}, 300, 256, None),
+        ({"degraded": 1, "droppable_bytes": 600 * MIB}, 856, 256, 0.0),
+    ],
+)
+def test_the_estimate(changed: dict[str, int], used: int, target: int, seconds: float | None) -> None:
+    found = squeeze.estimate_seconds(speeds(**changed), used * MIB, target * MIB)
+    assert found is None if seconds is None else found == pytest.approx(seconds)
+
+
+def test_the_movers_do_not_pack_below_the_same_size() -> None:
+    assert squeeze.PACK_LEAST_BYTES == movers.PACK_LEAST_SLOTS * geometry.SEGMENT_BYTES

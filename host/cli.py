@@ -25,6 +25,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(str(error), ctx, param) from error
 
 
+def _deadline(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    from swaptide.host import durations
+
+    try:
+        return None if value is None else durations.parse(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
 def _chosen_run_dir(ctx: click.Context, param: click.Parameter, value: str | None) -> pathlib.Path | None:
     return None if value is None else _absolute(ctx, param, value)
 
@@ -57,6 +66,32 @@ _run_dir = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WEIGHT = click.IntRange(1, 10000)
+_COMPRESS = click.Choice(["lz4", "zstd", "lz4+zstd", "none"])
+_COMPRESS_HELP = (
+    "How cold pages are packed; lz4+zstd packs anew with zstd what stays cold while cores are idle."
+)
+_CLEAN_AHEAD_HELP = "Share of its RAM that is kept on disk as well, so that it can be given back at once."
+
+
+class _Percent(click.IntRange):
+    """0 to 100, with or without a sign for it."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        plain: Any = value.removesuffix("%") if isinstance(value, str) else value
+        return super().convert(plain, param, ctx)
+
+
+def _clean_ahead_option(**more: Any) -> Callable[[Any], Any]:
+    return click.option(
+        "--clean-ahead",
+        "clean_ahead_percent",
+        type=_Percent(0, 100),
+        metavar="PERCENT",
+        help=_CLEAN_AHEAD_HELP,
+        **more,
+    )
 
 
 def _size_option(flag: str, **more: Any) -> Callable[[Any], Any]:
@@ -106,7 +141,8 @@ def disk() -> None:
     "--spill", callback=_spill, metavar="PATH", help="File or block device that its cold data goes to."
 )
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
-@click.option("--compress", type=click.Choice(["lz4", "zstd", "none"]), default="lz4", show_default=True)
+@click.option("--compress", type=_COMPRESS, default="lz4", show_default=True, help=_COMPRESS_HELP)
+@_clean_ahead_option(default=25, show_default=True)
 @click.option(
     "--encrypt",
     type=click.Choice(["yes", "no"]),
@@ -168,6 +204,15 @@ def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 @_size_option("--ram", help="The most host RAM it may use (the cap).")
 @_size_option("--floor", help="RAM it keeps under pressure.")
 @click.option("--weight", type=_WEIGHT, help="Share when disks compete for RAM.")
+@click.option("--compress", type=_COMPRESS, help=_COMPRESS_HELP)
+@_clean_ahead_option()
+@click.option(
+    "--deadline",
+    "deadline_seconds",
+    callback=_deadline,
+    metavar="TIME",
+    help="When --ram has to hold, such as 2s: drop, pack and write out whatever is quickest.",
+)
 @_json
 @_run_dir
 def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any) -> None:
@@ -175,9 +220,17 @@ def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any)
     from swaptide.host import protocol, render
 
     if all(value is None for value in given.values()):
-        raise click.UsageError("nothing to set: give --ram, --floor or --weight")
+        raise click.UsageError("nothing to set: give --ram, --floor, --weight, --compress or --clean-ahead")
+    if given["deadline_seconds"] is not None and given["ram_bytes"] is None:
+        raise click.UsageError("--deadline needs --ram, which is to hold by then")
     with _going_on(f"the new limits of disk {name} stay in force"), render.squeezing(name) as progress:
-        step = _call(run_dir, protocol.Set(name, **given), progress)
+
+        def follow(step: dict[str, Any]) -> None:
+            if step["elapsed_seconds"] == 0:
+                _warn_of(step)
+            progress(step)
+
+        step = _call(run_dir, protocol.Set(name, **given), follow)
     if as_json:
         _print_json({"name": name, **step})
     _tell_outcome(name, step, quiet=as_json)
@@ -313,20 +366,41 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def _warn_of(step: dict[str, Any]) -> None:
+    """Say before it starts that a deadline cannot be met."""
+    from swaptide.host import durations
+
+    deadline, estimate = step["deadline_seconds"], step["estimate_seconds"]
+    if deadline is None:
+        return
+    if estimate is None:
+        click.echo(
+            f"nothing can be written out here now: this may never hold, not in {deadline:g} s", err=True
+        )
+    elif estimate > deadline:
+        about = durations.show(estimate)
+        click.echo(f"at the speeds measured here this takes about {about}, not {deadline:g} s", err=True)
+
+
 def _tell_outcome(name: str, step: dict[str, Any], *, quiet: bool = False) -> None:
     """Raises SwaptideError if the limits do not hold; `quiet` says no more than that."""
     from swaptide.host import sizes
 
     ram, target = sizes.show(step["ram_bytes"]), sizes.show(step["target_bytes"])
     seconds = step["elapsed_seconds"]
+    returned, wanted = sizes.show(step["returned_bytes"]), sizes.show(step["wanted_bytes"])
     if step["phase"] == "holds":
-        returned = sizes.show(max(0, step["before_bytes"] - step["ram_bytes"]))
         if not quiet:
             click.echo(
                 f"disk {name} is within {target} after {seconds:.2f} s, {returned} returned to the host"
             )
         if step["unsaved"] is not None:
             click.echo(f"swaptide: the next daemon will not know of it: {step['unsaved']}", err=True)
+    elif step["phase"] == "late" and step["deadline_seconds"] is not None:
+        raise SwaptideError(
+            f"disk {name} has returned {returned} of {wanted} in {seconds:.2f} s and uses {ram} of RAM;"
+            f" the limit {target} is in force, and it goes on towards it"
+        )
     elif step["phase"] == "late":
         raise SwaptideError(
             f"disk {name} still uses {ram} of RAM after {seconds:.0f} s; the limit {target} is in force,"

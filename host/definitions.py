@@ -51,6 +51,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket_owner: str | None = None
     removing: bool = False
     uid: Annotated[int, msgspec.Meta(gt=0, lt=0xFFFFFFFF)] | None = None
+    clean_ahead_percent: int = 25
 
 
 def check_name(name: str) -> None:

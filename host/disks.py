@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -108,20 +109,27 @@ class Disks:
         return await report.fresh(self._find(name))
 
     async def set(self, request: protocol.Set, tell: Tell) -> dict[str, Any]:
-        """Change a disk's limits, tell of the way there, and return the last step (see balloon.squeeze).
+        """Change a disk's limits and orders, tell of the way there, and return the last step.
 
-        Raises UsageError if the limits contradict each other.
+        The steps are those of balloon.squeeze, with what there was before.  Raises UsageError if the limits
+        contradict each other.
         """
         keeper = self._available(request.name)
+        deadline = None
+        if request.deadline_seconds is not None:
+            if request.ram_bytes is None:
+                raise UsageError("a deadline needs a limit that is to hold by then; give --ram as well")
+            deadline = squeeze.Deadline(time.monotonic(), request.deadline_seconds)
         old = keeper.definition
         cap = old.cap_bytes if request.ram_bytes is None else request.ram_bytes
         floor = old.floor_bytes if request.floor_bytes is None else request.floor_bytes
         wanted = limits.check(old.size_bytes, cap, floor)
-        weight = old.weight if request.weight is None else request.weight
+        others = ("weight", "compress", "clean_ahead_percent")
+        given = {name: getattr(request, name) for name in others if getattr(request, name) is not None}
         changed = msgspec.structs.replace(
-            old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, weight=weight
+            old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, **given
         )
-        return await self._follow(keeper, changed, wanted, tell)
+        return await self._follow(keeper, changed, wanted, deadline, tell)
 
     async def clear(self, request: protocol.Clear) -> report.Report:
         """Empty a disk, which comes back as another one; raises BusyError if it is connected."""
@@ -194,6 +202,7 @@ class Disks:
                 floor_bytes=checked.floor_bytes,
                 weight=request.weight,
                 compress=request.compress,
+                clean_ahead_percent=request.clean_ahead_percent,
                 encrypt=request.encrypt,
                 swap_label=request.swap_label,
                 spill_path=request.spill or "",
@@ -256,7 +265,12 @@ class Disks:
             )
 
     async def _follow(
-        self, keeper: supervisor.Keeper, changed: definitions.Definition, wanted: face.Limits, tell: Tell
+        self,
+        keeper: supervisor.Keeper,
+        changed: definitions.Definition,
+        wanted: face.Limits,
+        deadline: squeeze.Deadline | None,
+        tell: Tell,
     ) -> dict[str, Any]:
         name = changed.name
         await report.refresh(keeper)
@@ -264,21 +278,32 @@ class Disks:
         with contextlib.ExitStack() as stack:
             try:
                 state = stack.enter_context(face.StateFace(pathlib.Path(changed.state_path)))
-                before = state.ram_bytes()
-                squeeze.apply(state, wanted)
             except FileNotFoundError as error:
                 await keeper.update(changed)
                 raise BusyError(f"disk {name} does not run; its limits will hold later") from error
-            unsaved = await keeper.update(changed)
-            if keeper.state is supervisor.State.FAILED:
-                raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
-            last: dict[str, Any] = {}
-            async for step in squeeze.follow(state, wanted.target_bytes, gone=lambda: self._gone(keeper)):
-                last = {**dataclasses.asdict(step), "before_bytes": before, "unsaved": unsaved}
-                tell(last)
+            prospect = _prospect(state, wanted, deadline)
+            if deadline is not None:
+                tell(prospect)
+            state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
+            squeeze.apply(state, wanted, deadline)
+            # Beside it, since a store that does not answer must not hold up a disk that returns memory.
+            saving = asyncio.create_task(keeper.update(changed))
+            try:
+                if keeper.state is supervisor.State.FAILED:
+                    raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
+                last = prospect
+                async for step in squeeze.follow(
+                    state, wanted.target_bytes, deadline=deadline, gone=lambda: self._gone(keeper)
+                ):
+                    last = {**prospect, **dataclasses.asdict(step)}
+                    last["returned_bytes"] = max(0, prospect["before_bytes"] - step.ram_bytes)
+                    tell(last)
+            finally:
+                squeeze.release(state, deadline)
+                unsaved = await saving
             if last["phase"] == squeeze.Phase.SUPERSEDED and self._gone(keeper):
                 raise BusyError(f"disk {name} was removed or cleared meanwhile")
-            return last
+            return {**last, "unsaved": unsaved}
 
     def _gone(self, keeper: supervisor.Keeper) -> bool:
         name = keeper.definition.name
@@ -336,6 +361,22 @@ class Disks:
         finally:
             if self._busy.get(name) == what:  # else another call has taken over
                 del self._busy[name]
+
+
+def _prospect(
+    state: face.StateFace, wanted: face.Limits, deadline: squeeze.Deadline | None
+) -> dict[str, Any]:
+    """The step before the first: what is to be returned, and how long that takes where it matters."""
+    ram = state.ram_bytes()
+    estimate = squeeze.estimate_seconds(state.counters(), ram, wanted.target_bytes)
+    return {
+        **dataclasses.asdict(squeeze.Step(squeeze.Phase.SQUEEZING, 0.0, ram, wanted.target_bytes)),
+        "before_bytes": ram,
+        "wanted_bytes": max(0, ram - wanted.target_bytes),
+        "returned_bytes": 0,
+        "deadline_seconds": None if deadline is None else deadline.seconds,
+        "estimate_seconds": estimate,
+    }
 
 
 def _owner(path: pathlib.Path) -> int:

@@ -10,12 +10,16 @@ import msgspec
 
 from swaptide.balloon import limits
 from swaptide.cache import errors
+from swaptide.host import durations
 
 LINE_LIMIT_BYTES = 4 << 20
-Compress = Literal["lz4", "zstd", "none"]
+Compress = Literal["lz4", "zstd", "lz4+zstd", "none"]
+Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
+DeadlineSeconds = Annotated[float, msgspec.Meta(gt=0, le=durations.MAX_SECONDS)]
 Weight = Annotated[int, msgspec.Meta(ge=1, le=10000)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
 DEFAULT_WEIGHT = 100
+DEFAULT_CLEAN_AHEAD_PERCENT = 25
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
@@ -32,6 +36,7 @@ class Add(_Message, tag="disk-add"):
     spill: str | None = None
     weight: Weight = DEFAULT_WEIGHT
     compress: Compress = "lz4"
+    clean_ahead_percent: Percent = DEFAULT_CLEAN_AHEAD_PERCENT
     encrypt: bool = True
     swap_label: str | None = None
     socket_owner: str | None = None
@@ -49,12 +54,18 @@ class Show(_Message, tag="disk-show"):
 
 
 class Set(_Message, tag="disk-set"):
-    """Change what is given; streams squeeze steps, and the result is the last one."""
+    """Change what is given; streams squeeze steps, and the result is the last one.
+
+    With a deadline, which needs `ram_bytes`, the first step is before anything was done.
+    """
 
     name: str
     ram_bytes: Size | None = None
     floor_bytes: Size | None = None
     weight: Weight | None = None
+    compress: Compress | None = None
+    clean_ahead_percent: Percent | None = None
+    deadline_seconds: DeadlineSeconds | None = None
 
 
 class Clear(_Message, tag="disk-clear"):

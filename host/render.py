@@ -7,17 +7,22 @@ from typing import Any
 
 from swaptide.host import sizes
 
+# Shown where the table has room for it.
+_PACKED = ("PACKED", "packed_bytes")
 _COLUMNS = (
     ("NAME", "name"),
     ("SIZE", "size_bytes"),
     ("CAP", "cap_bytes"),
     ("TARGET", "target_bytes"),
     ("RAM", "ram_bytes"),
+    _PACKED,
     ("SPILLED", "spilled_bytes"),
     ("CLIENTS", "connections"),
     ("PID", "pid"),
     ("STATE", "state"),
 )
+
+_LINE_CHARS = 80
 
 Report = dict[str, Any]
 Step = Callable[[dict[str, Any]], None]
@@ -25,8 +30,9 @@ Step = Callable[[dict[str, Any]], None]
 
 def disks(reports: Sequence[Report]) -> None:
     """Print one line for each disk."""
-    rows = [[_cell(key, report[key]) for _, key in _COLUMNS] for report in reports]
-    headers = [header for header, _ in _COLUMNS]
+    headers, rows = _columns(reports, _COLUMNS)
+    if _width([headers, *rows]) > _LINE_CHARS:
+        headers, rows = _columns(reports, [column for column in _COLUMNS if column != _PACKED])
     if sys.stdout.isatty():
         _rich_table(headers, rows)
     else:
@@ -36,6 +42,8 @@ def disks(reports: Sequence[Report]) -> None:
 def disk(report: Report) -> None:
     """Print everything about one disk, a line for each thing."""
     rows = [[_label(key), _cell(key, value)] for key, value in report.items() if key != "latency"]
+    if report.keys() >= {"raw_hits", "packed_hits", "misses"}:
+        rows.append(["pages read from", _tiers(report["raw_hits"], report["packed_hits"], report["misses"])])
     for kind, found in (report["latency"] or {}).items():
         rows.append([f"{kind} latency", _latency(found)])
     _plain_table(rows)
@@ -58,8 +66,23 @@ def squeezing(name: str) -> Iterator[Step]:
         yield show
 
 
+def _columns(
+    reports: Sequence[Report], columns: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[list[str]]]:
+    rows = [[_cell(key, report[key]) for _, key in columns] for report in reports]
+    return [header for header, _ in columns], rows
+
+
+def _tiers(raw: int, packed: int, disk: int) -> str:
+    total = raw + packed + disk
+    if not total:
+        return "none yet"
+    return f"RAM {raw / total:.1%}, packed in RAM {packed / total:.1%}, disk {disk / total:.1%}"
+
+
 def _label(key: str) -> str:
-    return key.removesuffix("_bytes").replace("_", " ")
+    key = key.replace("_bytes_per_second", "_speed")
+    return key.removesuffix("_bytes").removesuffix("_percent").replace("_", " ")
 
 
 def _cell(key: str, value: Any) -> str:
@@ -67,6 +90,11 @@ def _cell(key: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if key.endswith("_percent"):
+        return f"{value}%"
+    # A speed is a size too, of what is done in a second.
+    if key.endswith("_bytes_per_second"):
+        return f"{sizes.show(value)}/s"
     return sizes.show(value) if key.endswith("_bytes") else str(value)
 
 
@@ -87,8 +115,17 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    widths = _widths(rows)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
 def _plain_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from swaptide.cache import face, histogram, layout
+from swaptide.cache import face, geometry, histogram, layout
 from swaptide.cache.errors import StateError
 from swaptide.host import isolation, process, supervisor
 
@@ -62,10 +63,13 @@ def of(keeper: supervisor.Keeper) -> Report:
         "floor_bytes": disk.floor_bytes,
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
+        "raw_hits": 0,
+        "packing_ratio": None,
         "latency": None,
         "restarts": keeper.deaths.total,
         "weight": disk.weight,
         "compress": disk.compress,
+        "clean_ahead_percent": disk.clean_ahead_percent,
         "encrypt": disk.encrypt,
         "swap_label": disk.swap_label,
         "socket_owner": disk.socket_owner,
@@ -101,8 +105,17 @@ def _numbers(state: face.StateFace) -> Report:
         "floor_bytes": limits.floor_bytes,
         "ram_bytes": state.ram_bytes(),
         **counters,
+        "raw_hits": max(0, counters["hits"] - counters["packed_hits"]),
+        "packing_ratio": _packing_ratio(counters),
         "latency": {name: _latency(found) for name, found in state.histograms().items()},
     }
+
+
+def _packing_ratio(counters: Mapping[str, int]) -> float | None:
+    """Guest bytes that are packed in RAM for each byte that they take there; null where none are."""
+    if not counters["packed_bytes"]:
+        return None
+    return round(counters["packed_pages"] * geometry.PAGE_BYTES / counters["packed_bytes"], 2)
 
 
 def _latency(found: histogram.Histogram) -> Report:

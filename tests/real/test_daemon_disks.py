@@ -19,6 +19,7 @@ MIB = daemons.MIB
 FIELDS = {
     *("name", "id", "size_bytes", "cap_bytes", "target_bytes", "floor_bytes", "ram_bytes", "base_bytes"),
     *("raw_bytes", "packed_bytes", "spilled_bytes", "clean_bytes", "reserved_bytes", "stored_pages"),
+    *("packed_pages", "packing_ratio", "raw_hits", "packed_hits", "written_ahead_segments"),
     *("same_filled_pages", "reads", "writes", "hits", "misses", "spill_written_bytes", "spill_read_bytes"),
     *("pid", "socket", "state"),
 }
@@ -41,6 +42,8 @@ def _nothing_is_left(daemon: daemons.Daemon) -> Iterator[None]:
 def test_add_shows_every_field(daemon: daemons.Daemon) -> None:
     given = {"compress": "zstd", "weight": 7, "swap_label": "tide"}
     options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    options.append("--clean-ahead=10%")
+    given["clean_ahead_percent"] = 10
     printed = daemon.ok("disk", "add", "g1", "--size", "64M", "--ram", "32M", *options)
     report = daemon.show()
     assert set(report) >= FIELDS

@@ -110,6 +110,8 @@ WRONG = st.fixed_dictionaries(
         "swap_label": VALUES,
         "encrypt": VALUES,
         "compress": VALUES,
+        "clean_ahead_percent": VALUES,
+        "deadline_seconds": VALUES,
         "surprise": VALUES,
     },
 )

@@ -40,6 +40,7 @@ def start_fails(directory: pathlib.Path, *arguments: str) -> str:
         (["size=1G", "ram=1G", "floor=4K"], "floor=4096"),
         (["size=64M", "ram=64M", "name=a/b"], "name=a/b"),
         (["size=64M", "ram=64M", "compress=rar"], "compress=rar"),
+        (["size=64M", "ram=64M", "clean-ahead=101%"], "clean-ahead=101%"),
         (["size=64M", "ram=64M", "force=perhaps"], "force=perhaps"),
         (["size=64M", "ram=64M", "spill="], "spill="),
         (["size=64M", "ram=64M", "spill=/nonexistent/spill"], "/nonexistent/spill"),

@@ -76,7 +76,9 @@ def test_deep_and_long_configurations(tmp_path: pathlib.Path, content: bytes) ->
 @EXAMPLES
 @hypothesis.given(
     key=st.one_of(
-        st.sampled_from(("size", "ram", "floor", "name", "swap-label", "encrypt", "compress", "force")),
+        st.sampled_from(
+            ("size", "ram", "floor", "name", "swap-label", "encrypt", "compress", "clean-ahead", "force")
+        ),
         st.text(),
     ),
     value=st.one_of(st.text(), st.from_regex(r"[0-9]{1,25}[KMGTkmgt]?i?B?", fullmatch=True)),

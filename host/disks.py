@@ -299,8 +299,8 @@ class Disks:
                     last["returned_bytes"] = max(0, prospect["before_bytes"] - step.ram_bytes)
                     tell(last)
             finally:
-                squeeze.release(state, deadline)
                 unsaved = await saving
+                squeeze.release(state, deadline)
             if last["phase"] == squeeze.Phase.SUPERSEDED and self._gone(keeper):
                 raise BusyError(f"disk {name} was removed or cleared meanwhile")
             return {**last, "unsaved": unsaved}

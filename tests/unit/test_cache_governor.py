@@ -1,13 +1,15 @@
 """What is made of control words, and of what the movers measured."""
 
+import asyncio
 import time
+from typing import Any, cast
 
 import pytest
 
 from swaptide.cache import geometry, layout
 from swaptide.cache.governor import Governor
-from swaptide.cache.movers import Orders
-from swaptide.cache.rates import Rates
+from swaptide.cache.movers import Movers, Orders
+from swaptide.cache.rates import FIRST_GAIN, Rates
 
 
 def test_orders_are_what_the_words_say() -> None:
@@ -33,3 +35,40 @@ def test_rates_follow_what_was_measured() -> None:
     assert rates.gain == pytest.approx(0.75)
     assert rates.pack_slots_per_second == pytest.approx(2 * 0.75 / 0.010)
     assert rates.spill_slots_per_second == pytest.approx(4 / 0.020)
+
+
+class OnePacks:
+    """Moves of which each packs a segment to these bytes; 0 where it turns out not to shrink."""
+
+    def __init__(self, *to_bytes: int) -> None:
+        self._left = list(to_bytes)
+        self._total = 12345  # before this process
+
+    def packed_bytes(self) -> int:
+        return self._total
+
+    def pack(self, _worker: int, _keep: int, _strong: bool) -> int:
+        self._total += self._left.pop(0)
+        return 1
+
+
+def test_what_does_not_shrink_says_nothing_about_packing() -> None:
+    stiff = OnePacks(0, 0, 0)
+    rates = packed_by(stiff, 3)
+    assert rates.gain == FIRST_GAIN
+
+
+def test_each_packing_counts_its_own_bytes() -> None:
+    half = geometry.CONTENT_BYTES // 2
+    rates = packed_by(OnePacks(*[half, 0] * 40), 80)
+    assert rates.gain == pytest.approx(0.5, abs=0.01)
+
+
+def packed_by(moves: OnePacks, times: int) -> Rates:
+    async def body() -> Rates:
+        mover = Movers(cast(Any, moves), cast(Any, None), -1)
+        for _ in range(times):
+            await mover._pack(0, 4)
+        return mover.rates
+
+    return asyncio.run(body())

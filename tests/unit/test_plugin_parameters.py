@@ -32,8 +32,10 @@ def test_every_parameter_reaches_its_field() -> None:
         "swap-label": "L",
         "force": "yes",
         "encrypt": "no",
+        "compress": "lz4+zstd",
+        "clean-ahead": "40%",
     }
-    for key, value in {**given, "compress": "lz4", "state": "/dev/shm/s", "spill": "/var/tmp/s"}.items():
+    for key, value in {**given, "state": "/dev/shm/s", "spill": "/var/tmp/s"}.items():
         settings = parameters.apply(settings, key, value)
     assert settings == engine.Settings(
         size_bytes=1 << 30,
@@ -44,8 +46,16 @@ def test_every_parameter_reaches_its_field() -> None:
         spill=pathlib.Path("/var/tmp/s"),
         swap_label="L",
         encrypt=False,
+        compress="lz4+zstd",
+        clean_ahead=0.4,
         force=True,
     )
+
+
+@pytest.mark.parametrize("text", ["", "%", "101", "101%", "-1", "0.5", "25%%", "half"])
+def test_what_is_no_share_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match="clean-ahead="):
+        parameters.apply(engine.Settings(), "clean-ahead", text)
 
 
 def test_unknown_parameters_are_named() -> None:

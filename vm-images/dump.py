@@ -37,10 +37,10 @@ from qemu.qmp import QMPError  # noqa: E402
 from bench import core  # noqa: E402
 from tests.vm import accel, image, machine  # noqa: E402
 
-MEMORY_MIB: Final = 512
-# Half a minute on two free cores, under emulation.
-SETTLE_SECONDS: Final = 300.0
-DUMP_SECONDS: Final = 60.0
+MEMORY_MIB: Final = 1024
+# About a minute on two free cores, under emulation.
+SETTLE_SECONDS: Final = 600.0
+DUMP_SECONDS: Final = 120.0
 # What vm-images/programs/ say on the console.
 KINDS: Final = ("READY", "NOTE", "PAGES", "SETTLED")
 
@@ -169,7 +169,7 @@ def ensure(refresh: bool) -> pathlib.Path:
         kept = build.CACHE / f"pages-{pages_key(guest)}"
         if kept.is_dir() and not refresh:
             return kept
-        print("guest pages: booting Debian and its programs, about a minute", file=sys.stderr)
+        print("guest pages: booting Debian and its programs, about two minutes", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=".dump-", dir=build.CACHE) as name:
             work = pathlib.Path(name) / "pages"
             work.mkdir()

@@ -5,14 +5,14 @@ import pathlib
 import signal
 import sys
 
-SOURCE_BYTES = 2_200_000
+SOURCE_BYTES = 5_000_000
 
 
 def main() -> None:
     """Parse and compile modules of the library until there are enough of them, then wait."""
     kept: list[object] = []
     taken = 0
-    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
+    for path in sorted(pathlib.Path(sys.argv[1]).rglob("*.py")):
         source = path.read_text(encoding="utf-8", errors="replace")
         tree = ast.parse(source)
         kept += [source, tree, compile(tree, str(path), "exec")]

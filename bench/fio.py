@@ -13,17 +13,22 @@ from bench import measure
 
 # What a run may take beyond its own time before it counts as stuck: connecting, and a last slow request.
 PATIENCE_SECONDS: Final = 30.0
+PAGE_BYTES: Final = 4096
 # The longest that a pass without a time of its own may take.
 PASS_SECONDS: Final = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """What is asked of a disk.  `rw` is fio's word: read, write, randread or randwrite; sizes in bytes."""
+    """What is asked of a disk.  `rw` is fio's word: read, write, randread or randwrite; sizes in bytes.
+
+    `packs` percent of each 4 KiB page that is written are zeroes, the rest is random.
+    """
 
     rw: str
     block_bytes: int
     depth: int
+    packs: int = 0
 
     @property
     def writes(self) -> bool:
@@ -151,10 +156,19 @@ def _options(pattern: Pattern, size_bytes: int) -> list[str]:
         *("fio", "--name=bench", "--thread", "--eta=never", "--output-format=json"),
         *(f"--rw={pattern.rw}", f"--bs={pattern.block_bytes}", f"--iodepth={pattern.depth}"),
         *(f"--size={size_bytes}", "--randrepeat=0", "--percentile_list=50:99:99.9"),
-        # Random buffers, made once and changed a little for each request: never zero, never the same
-        # twice, and cheaper than --refill_buffers, which would measure the client.
-        "--scramble_buffers=1",
+        *_contents(pattern),
     ]
+
+
+def _contents(pattern: Pattern) -> list[str]:
+    """What is written: never zero, never the same twice."""
+    if pattern.packs:
+        share = f"--buffer_compress_percentage={pattern.packs}"
+        # By page, or else whole pages of a larger request would be zero.
+        return [share, f"--buffer_compress_chunk={PAGE_BYTES}", "--refill_buffers=1"]
+    # Random buffers, made once and changed a little for each request: cheaper than --refill_buffers, which
+    # would measure the client.
+    return ["--scramble_buffers=1"]
 
 
 def _execute(command: list[str], directory: pathlib.Path, seconds: float) -> str:

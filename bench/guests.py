@@ -194,8 +194,17 @@ def smaps(pid: int) -> str:
 
 def private_bytes(rollup: str) -> int:
     """Pss without shared memory: the blocks of a state file count it, mapped or not."""
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+    kib = _kib(rollup)
     return (kib["Pss"] - kib["Pss_Shmem"]) << 10
+
+
+def anonymous_bytes(rollup: str) -> int:
+    """What a process has allocated; programs' own pages come and go with others that use them."""
+    return _kib(rollup)["Pss_Anon"] << 10
+
+
+def _kib(rollup: str) -> dict[str, int]:
+    return {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
 
 
 def cached_bytes(path: pathlib.Path) -> int:

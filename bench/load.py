@@ -61,19 +61,25 @@ def run(
     return Sample(result, server.cpu_seconds() - before)
 
 
-def fill(server: servers.Server, *, size_bytes: int, directory: pathlib.Path) -> None:
+def fill(server: servers.Server, *, size_bytes: int, directory: pathlib.Path, packs: int = 0) -> None:
     """Write the whole disk once, 128 KiB by 128 KiB in order; raises ContenderError."""
-    fio.nbd(server.uri, fio.Pattern("write", 128 << 10, 8), size_bytes=size_bytes, directory=directory)
+    pattern = fio.Pattern("write", 128 << 10, 8, packs)
+    fio.nbd(server.uri, pattern, size_bytes=size_bytes, directory=directory)
 
 
 def scatter(
-    server: servers.Server, *, size_bytes: int, at_most_seconds: float, directory: pathlib.Path
+    server: servers.Server,
+    *,
+    size_bytes: int,
+    at_most_seconds: float,
+    directory: pathlib.Path,
+    packs: int = 0,
 ) -> bool:
     """Write each 4 KiB page once, in random order; False if the time was not enough.
 
     Raises ContenderError.
     """
-    pattern = fio.Pattern("randwrite", 4096, 16)
+    pattern = fio.Pattern("randwrite", 4096, 16, packs)
     done = fio.nbd(
         server.uri, pattern, size_bytes=size_bytes, at_most_seconds=at_most_seconds, directory=directory
     )
@@ -118,11 +124,12 @@ def _values(metric: Metric, samples: Mapping[str, Sequence[Sample]]) -> dict[str
 
 
 def wait_quiet(server: servers.Swaptide, seconds: float = 10.0) -> None:
-    """Wait until ours writes nothing to disk any more, or for `seconds`; raises ContenderError."""
+    """Wait until ours neither writes nor packs any more, or for `seconds`; raises ContenderError."""
     deadline = time.monotonic() + seconds
-    written = -1
+    written: tuple[int, ...] = ()
     while time.monotonic() < deadline:
-        now = server.counters()["spill_written_bytes"]
+        counters = server.counters()
+        now = tuple(counters[name] for name in ("spill_written_bytes", "pack_tried_pages"))
         if now == written:
             return
         written = now

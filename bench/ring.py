@@ -15,12 +15,14 @@ from bench import fio, load, measure, servers
 class Ring:
     """Servers by name, the reasons of those that failed, and what readers of their figures must know.
 
-    `directory` is empty at first; each contender gets one of its own in it.
+    `directory` is empty at first; each contender gets one of its own in it.  `packs` percent of what fills
+    the disks can be packed away.
     """
 
     lab: measure.Lab
     directory: pathlib.Path
     size_bytes: int
+    packs: int = 0
     running: dict[str, servers.Server] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -65,13 +67,17 @@ class Ring:
 
     def fill_one(self, server: servers.Server) -> None:
         """Fill one disk, in order; raises ContenderError."""
-        load.fill(server, size_bytes=self.size_bytes, directory=self.directory)
+        load.fill(server, size_bytes=self.size_bytes, directory=self.directory, packs=self.packs)
         server.settle()
 
     def scatter_one(self, server: servers.Server, at_most_seconds: float) -> bool:
         """Overwrite one disk at random; False if the time was not enough.  Raises ContenderError."""
         done = load.scatter(
-            server, size_bytes=self.size_bytes, at_most_seconds=at_most_seconds, directory=self.directory
+            server,
+            size_bytes=self.size_bytes,
+            at_most_seconds=at_most_seconds,
+            directory=self.directory,
+            packs=self.packs,
         )
         server.settle()
         return done

@@ -34,9 +34,11 @@ from bench import figures, host, measure, progress, report  # noqa: E402
 MODULES: tuple[str, ...] = (
     "bench.rows_nbd",
     "bench.rows_cap",
+    "bench.rows_packed",
     "bench.rows_reclaim",
     "bench.rows_guest",
     "bench.rows_memory",
+    "bench.rows_cost",
 )
 RESULTS: Final = ROOT / "bench" / "results"
 FULL: Final = measure.Plan(rounds=5, seconds=1.5, quick=False)
@@ -255,7 +257,9 @@ def show_list(context: click.Context, _parameter: click.Parameter, value: bool) 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer rounds, shorter ones, smaller disks: about five minutes.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer contenders, fewer and shorter rounds, smaller disks: five minutes."
+)
 @click.option("--row", "patterns", metavar="NAME_OR_GLOB", multiple=True, help="Only these; may be repeated.")
 @click.option("--list", is_flag=True, expose_value=False, callback=show_list, help="Show the rows' names.")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds (5, quick 2).")

@@ -20,6 +20,7 @@ from swaptide.host import config, memory, paths
 
 THREADS: Final = 16  # nbdkit's default, named
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+ZSTD_NOTE: Final = "allocator=zstd is fed random data, which does not compress"
 
 
 @dataclasses.dataclass
@@ -72,11 +73,41 @@ class Server:
             raise measure.ContenderError(f"the server is gone: {error.strerror}") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How ours is set up beside its sizes; None is swaptide's default.
+
+    `spill` is a device in the place of a file that is made in the server's directory.
+    """
+
+    encrypt: bool = True
+    compress: str | None = None
+    clean_ahead_percent: int | None = None
+    spill: pathlib.Path | None = None
+
+    def arguments(self) -> tuple[str, ...]:
+        """The plugin's parameters, without the spill file's."""
+        found = [f"encrypt={'yes' if self.encrypt else 'no'}"]
+        found += [f"compress={self.compress}"] if self.compress is not None else []
+        if self.clean_ahead_percent is not None:
+            found.append(f"clean-ahead={self.clean_ahead_percent}%")
+        return tuple(found)
+
+
+USUAL: Final = Tuning()
+# Nothing is written to disk before it has to be.
+NOTHING_AHEAD: Final = Tuning(clean_ahead_percent=0)
+
+
 @dataclasses.dataclass
 class Swaptide(Server):
-    """Ours; `state` is its state file, through which it is steered and counted."""
+    """Ours; `state` is its state file, through which it is steered and counted.
+
+    `start_seconds` is the time from its process's start to its first answer.
+    """
 
     state: pathlib.Path = pathlib.Path()
+    start_seconds: float = 0.0
 
     def face(self) -> face.StateFace:
         """Its counters and limits, for the caller to close."""
@@ -130,12 +161,10 @@ def nbdkit_memory(threads: int = THREADS, again: bool = False) -> Contender:
     return Contender(name, serve, "nbdkit memory has no cap and cannot give memory back")
 
 
-def nbdkit_zstd() -> Contender:
-    """RAM, compressed; the data of these rows is random, and does not compress."""
+def nbdkit_zstd(note: str = ZSTD_NOTE, again: bool = False) -> Contender:
+    """RAM, compressed."""
     serve = functools.partial(_nbdkit, arguments=("memory", "{size}", "allocator=zstd"))
-    return Contender(
-        "nbdkit memory zstd", serve, "allocator=zstd is fed random data, which does not compress"
-    )
+    return Contender("nbdkit memory zstd" + (" again" if again else ""), serve, note)
 
 
 def nbdkit_file(cap_bytes: int | None = None) -> Contender:
@@ -170,24 +199,23 @@ def qemu_nbd(cache: str) -> Contender:
 
 def swaptide_plain(ram_bytes: int) -> Contender:
     """Ours without encryption of what is spilled: the difference is what that costs."""
-    serve = functools.partial(serve_swaptide, ram_bytes=ram_bytes, encrypt=False)
-    return Contender(f"{measure.OURS}, not encrypted", serve)
+    return swaptide(ram_bytes, f"{measure.OURS}, not encrypted", Tuning(encrypt=False))
 
 
-def swaptide(ram_bytes: int) -> Contender:
+def swaptide(ram_bytes: int, name: str = measure.OURS, tuning: Tuning = USUAL) -> Contender:
     """Ours, with that much RAM; its state file lies where the daemon puts it."""
-    return Contender(measure.OURS, functools.partial(serve_swaptide, ram_bytes=ram_bytes))
+    return Contender(name, functools.partial(serve_swaptide, ram_bytes=ram_bytes, tuning=tuning))
 
 
 @contextlib.contextmanager
 def serve_swaptide(
-    directory: pathlib.Path, size_bytes: int, *, ram_bytes: int, encrypt: bool = True
+    directory: pathlib.Path, size_bytes: int, *, ram_bytes: int, tuning: Tuning = USUAL
 ) -> Iterator[Swaptide]:
     """A running disk of ours; raises ContenderError if it does not start."""
     with _state_directory(directory) as place:
-        state, spill = place.directory / "bench.state", directory / "bench.spill"
+        state, spill = place.directory / "bench.state", tuning.spill or directory / "bench.spill"
         sizes = (f"size={size_bytes}", f"ram={ram_bytes}")
-        arguments = (*sizes, f"state={state}", f"spill={spill}", f"encrypt={'yes' if encrypt else 'no'}")
+        arguments = (*sizes, f"state={state}", f"spill={spill}", *tuning.arguments())
         command = [
             "nbdkit",
             "-f",
@@ -200,8 +228,11 @@ def serve_swaptide(
             *arguments,
         ]
         where = "a tmpfs with huge pages, as the daemon mounts it" if place.mounted else "/dev/shm"
+        begun = time.monotonic()
         with process.running(directory, command) as (pid, socket):
-            yield Swaptide(pid, socket, (spill,), (f"swaptide's state file is on {where}",), state)
+            files = (spill,) if tuning.spill is None else ()
+            notes = (f"swaptide's state file is on {where}",)
+            yield Swaptide(pid, socket, files, notes, state, time.monotonic() - begun)
 
 
 def _forget_key(state: pathlib.Path) -> None:

@@ -86,7 +86,7 @@ def test_disks_are_larger_than_the_cap_where_the_disk_shall_count() -> None:
 
 def test_rows_have_names_and_contenders_of_their_own() -> None:
     names = [row.name for row in (*rows_nbd.ROWS, *rows_cap.ROWS)]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 13
     contenders = [contender.name for contender in rows_nbd.contenders(1 << 20)]
     assert len(set(contenders)) == len(contenders)
     assert measure.OURS in contenders

@@ -35,6 +35,7 @@ def test_busy_time_leaves_idle_wait_and_steal_out() -> None:
 
 def test_private_memory_has_no_shared_memory_in_it() -> None:
     assert guests.private_bytes(ROLLUP) == 100_000 << 10
+    assert guests.anonymous_bytes(ROLLUP) == 90_000 << 10
 
 
 def test_cpu_between_two_moments() -> None:

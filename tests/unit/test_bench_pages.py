@@ -153,7 +153,7 @@ def test_zram_that_holds_another_amount_counts_for_nothing(orig: int) -> None:
 def test_sizes_follow_the_plan_and_the_dump() -> None:
     mib = 1 << 20
     full, quick = measure.Plan(5, 1.5, quick=False), measure.Plan(2, 0.5, quick=True)
-    assert rows_memory.wanted_bytes(full, 1000 * mib) == 256 * mib
+    assert rows_memory.wanted_bytes(full, 2000 * mib) == 1024 * mib
     assert rows_memory.wanted_bytes(full, 200 * mib + 5000) == 200 * mib
     assert rows_memory.wanted_bytes(quick, 200 * mib) == 64 * mib
 

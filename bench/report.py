@@ -26,7 +26,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from bench import figures, host, measure
+from bench import figures, host, measure, targets
 
 SCHEMA: Final = 1
 GIB: Final = 1 << 30
@@ -110,6 +110,7 @@ def markdown(results: Report) -> str:
     lines = ["# Benchmark results", "", *header(results), ""]
     if failed := failures(results):
         lines += ["**This run failed:**", "", *(f"- {in_line(why)}" for why in failed), ""]
+    lines += target_table(results)
     for group, rows in groups(results).items():
         lines += [f"## {group}", "", *group_table(rows), *notes(rows)]
     lines += ["## Details", "", *details(results)]
@@ -145,6 +146,17 @@ def header(results: Report) -> Iterator[str]:
     yield "the least and the greatest. The noise floor is the ratio of two instances of the same contender. A"
     band = "quartiles, or least and greatest of fewer than four rounds"
     yield f"verdict is `equal` within the noise floor ({band}) or within {1 - figures.CLOSE:.0%} of 1."
+
+
+def target_table(results: Report) -> list[str]:
+    """What is to be reached, and how far this run got; nothing if none of its rows was measured."""
+    lines = targets.evaluate({row.name: row.comparisons for row in results.rows})
+    if not lines:
+        return []
+    reached = sum(line.reached is True for line in lines)
+    table = table_lines(targets.HEAD, map(targets.cells, lines))
+    told = f"{reached} of {len(lines)} are reached."
+    return ["## Targets", "", *table, "", told, *targets.EXPLAINED, ""]
 
 
 def group_table(rows: Sequence[RowResult]) -> list[str]:

@@ -48,9 +48,10 @@ DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
 # Packing needs segments of its own to pack into: with fewer slots than these there is none, in segments.
 PACK_LEAST_SLOTS: Final = 16
-# The youngest eighth is not packed: what was written just now is overwritten or read soonest.
+# What the guest wrote in the last seconds is not packed, up to an eighth: it is overwritten or read soonest.
 RAW_SHARE: Final = 1 / 8
-RAW_LEAST: Final = 4
+RAW_SECONDS: Final = 2.0
+RAW_LEAST: Final = 2
 # Free slots that packers find while RAM is taken back; see Segments.keep_free.
 PACK_FREE_SLOTS: Final = 5
 # Ahead of need something is packed from three quarters of the limit on, and written from half of it on.
@@ -165,7 +166,8 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
         # Up to that share of live bytes cleaning yields a slot no slower than a write to disk does, and
         # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
         spill = min(spill, now.cleaner_waits)
-    pack, keep_raw, ahead = 0, max(RAW_LEAST, int(now.limit * RAW_SHARE)), False
+    pack, ahead = 0, False
+    keep_raw = max(RAW_LEAST, int(min(now.limit * RAW_SHARE, wish.demand * RAW_SECONDS)))
     may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
     unpacked = max(0, now.raw - keep_raw) if may_pack else 0
     if unpacked and short > 0 and not clean_ram:

@@ -46,7 +46,7 @@ def planned(
 
 def test_a_disk_at_rest_moves_nothing() -> None:
     todo = planned()
-    assert todo == movers.Plan(keep_raw=12)
+    assert todo == movers.Plan(keep_raw=movers.RAW_LEAST)
 
 
 def test_below_the_limit_free_slots_are_made_not_taken() -> None:

@@ -29,7 +29,10 @@ class Idle:
         """The cores that were idle lately; none before the first look is over."""
         passed = time.monotonic() - self._at
         if passed >= LOOK_SECONDS:
-            ticks = self._read()
+            try:
+                ticks = self._read()
+            except OSError:
+                return Spare(0.0)  # no descriptor to be had, for example
             self._spare = Spare((ticks - self._ticks) / TICKS_PER_SECOND / passed)
             self._ticks, self._at = ticks, self._at + passed
         return self._spare

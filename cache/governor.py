@@ -69,7 +69,6 @@ class Governor:
         self._changed = asyncio.Event()
         self._connections = 0
         # What a damaged state file says must not be more than a word holds.
-        self._written_before = min(self._counter("written_ahead_segments"), 1 << 62)
         self._heard: tuple[int, ...] = ()
         self._activity: tuple[int, ...] = ()
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
@@ -194,7 +193,6 @@ class Governor:
             "ram_slots_limit": now.limit,
             "disk_slots_used": now.disk_slots - now.disk_free,
             "droppable_bytes": (now.clean + now.free) * geometry.SEGMENT_BYTES,
-            "written_ahead_segments": self._written_before + self._movers.written_ahead,
             **self._speeds(now),
             "degraded": int(self._movers.degraded),
             "ram_blocked": int(self._movers.ram_blocked),

@@ -20,7 +20,6 @@ cdef struct SpillFile:
 
 cdef int image_make(char *image, sealer *by, char *content, const SpillFile *spill, const SegmentEntry *entry,
                     uint32_t slot) noexcept nogil
-cdef bint image_is(const char *image, uint64_t write, uint32_t slot) noexcept nogil
 cdef bint chunk_open(char *to, sealer *by, const char *chunk, const SpillFile *spill, uint64_t write,
                      uint32_t slot, uint32_t index, uint32_t page) noexcept nogil
 cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil

@@ -9,7 +9,7 @@ Stateless; buffers and sealers are the caller's.  Functions return 0 or a negati
 
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
 from swaptide.cache.entry cimport (
@@ -89,13 +89,6 @@ cdef int image_make(char *image, sealer *by, char *content, const SpillFile *spi
     memset(image + IMAGE_FOOTER, 0, SEGMENT_BYTES - IMAGE_FOOTER)
     memcpy(image + IMAGE_FOOTER, &footer, sizeof(Footer))
     return 0
-
-
-cdef bint image_is(const char *image, uint64_t write, uint32_t slot) noexcept nogil:
-    """Does the footer say that `write` made this image for this slot?  The seals decide."""
-    cdef Footer footer
-    memcpy(&footer, image + IMAGE_FOOTER, sizeof(Footer))
-    return memcmp(footer.magic, b"tideseg3", 8) == 0 and footer.write == write and footer.slot == slot
 
 
 cdef bint chunk_open(char *to, sealer *by, const char *chunk, const SpillFile *spill, uint64_t write,

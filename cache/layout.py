@@ -77,6 +77,8 @@ COUNTERS: Final = (
     "packed_total_bytes",  # to so many bytes
     "strengthened_segments",  # packed anew with zstd
     "written_ahead_segments",
+    "dropped_segments",  # clean ones, whose RAM was given up
+    "cleaned_disk_segments",  # of the cleaned ones: those that were on disk only
     "spilled_disk_bytes",  # what spilled_bytes take on disk
     "read_ahead_pages",  # read from disk beyond what was asked for; in chunks of a page
     "read_ahead_hits",  # of all that was asked for, what had been read ahead

@@ -28,11 +28,11 @@ T = TypeVar("T")
 SPILLERS: Final = 4
 CORES: Final = len(os.sched_getaffinity(0))
 PACKERS: Final = min(8, CORES)
-# A segment in RAM with less than this live is cleaned rather than written out, in bytes: below it, copying
-# what lives costs less than writing everything.
+# A segment in RAM that weighs less than this (segments.pyx) is cleaned rather than written out, in bytes: below
+# it, copying what lives costs less than writing everything.
 CLEAN_RAM_BYTES: Final = int(geometry.CONTENT_BYTES * 0.75)
 # On disk one is cleaned as long as it has room for one more page.
-CLEAN_DISK_BYTES: Final = geometry.PIECES_PER_SEGMENT * geometry.PAGE_BYTES
+CLEAN_DISK_BYTES: Final = geometry.CONTENT_BYTES
 # Segments in RAM that are cleaned in one go: under load, taking the interpreter again costs as much as one.
 CLEAN_BATCH: Final = 8
 # Segments that one spiller writes in one go: as above.
@@ -226,7 +226,9 @@ class Orders(NamedTuple):
 
 
 def _be_modest() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKER_NICENESS)
+    """Give way to the guest's threads; a process that is nicer already, and may not be less so, stays as it is."""
+    me = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, me, max(PACKER_NICENESS, os.getpriority(os.PRIO_PROCESS, me)))
 
 
 class Movers:
@@ -254,13 +256,13 @@ class Movers:
         self.rates = rates.Rates(SPILLERS, PACKERS)
         self._packed_bytes = moves.packed_bytes()
         self._orders = Orders()
+        self._strengthen_at = 0.0
         self._lowered_at = 0.0
         self._last_limit = 0
         self._ahead = False
         self._disk_idle = False
         self._looked_at = 0.0
         self._misses = 0
-        self.written_ahead = 0  # segments, so far
         self.degraded = False
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
@@ -328,7 +330,7 @@ class Movers:
             self._spawn(self._spill(self._idle_spillers.pop(), todo.batch, ahead=todo.ahead))
         for _ in range(todo.pack):
             self._spawn(self._pack(self._idle_packers.pop(), todo.keep_raw))
-        if todo.strengthen:
+        if todo.strengthen and time.monotonic() >= self._strengthen_at:
             self._spawn(self._strengthen(self._idle_packers.pop()))
         if (todo.populate or self.ram_blocked) and not self._populating:
             self._populating = True
@@ -396,7 +398,6 @@ class Movers:
                 await self._store_failed(-result)
             elif result > 0:
                 self.rates.spilled((time.monotonic() - begun) / result)
-                self.written_ahead += result if ahead else 0
                 self._store_works()
             else:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
@@ -407,12 +408,13 @@ class Movers:
         begun = time.monotonic()
         strong = self._orders.compress == "zstd"
         try:
-            if await self._call_packer(self._moves.pack, worker, keep_raw, strong) > 0:
+            done = await self._call_packer(self._moves.pack, worker, keep_raw, strong)
+            if done == 1:
                 # Since the last one that ended: others are packed at the same time.
                 before, self._packed_bytes = self._packed_bytes, self._moves.packed_bytes()
                 if self._packed_bytes > before:  # else it did not shrink, which says nothing about packing
                     self.rates.packed(time.monotonic() - begun, self._packed_bytes - before)
-            else:
+            elif done <= 0:
                 await asyncio.sleep(PAUSE_SECONDS)  # no slot to pack into, or somebody was quicker
         finally:
             self._idle_packers.append(worker)
@@ -420,7 +422,8 @@ class Movers:
     async def _strengthen(self, worker: int) -> None:
         try:
             if await self._call_packer(self._moves.strengthen, worker) <= 0:
-                await asyncio.sleep(IDLE_SECONDS)
+                # The worker is not kept waiting: it may be wanted to pack.
+                self._strengthen_at = time.monotonic() + IDLE_SECONDS
         finally:
             self._idle_packers.append(worker)
 

@@ -44,7 +44,7 @@ from swaptide.cache.entry cimport (
     rmap_of,
     segment_of,
 )
-from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, image_is, image_make, image_read, image_write
+from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, image_make, image_read, image_write
 from swaptide.cache.log cimport Log
 from swaptide.cache.mapping cimport ALIGNED_FLAG, BAD_FLAG, SUSPECT_FLAG, SegmentEntry
 from swaptide.cache.seal cimport seal_end, seal_init, sealer
@@ -58,8 +58,10 @@ from swaptide.cache.segments cimport (
     Waiter,
 )
 from swaptide.cache.words cimport (
+    CLEANED_DISK_SEGMENTS,
     CLEANED_PAGES,
     CLEANED_SEGMENTS,
+    DROPPED_SEGMENTS,
     MISSES,
     PACK_TRIED_PAGES,
     PACKED_TOTAL_BYTES,
@@ -69,6 +71,7 @@ from swaptide.cache.words cimport (
     SPILL_WRITE_ERRORS,
     SPILL_WRITTEN_BYTES,
     STRENGTHENED_SEGMENTS,
+    WRITTEN_AHEAD_SEGMENTS,
 )
 
 cdef enum:
@@ -179,6 +182,8 @@ cdef class Moves:
             self.segments.punch(0)
         else:
             self.segments.unclaim(segment)
+        if not give_back:
+            count64(&self.log.map.counters[WRITTEN_AHEAD_SEGMENTS], 1)
         return 1
 
     def drop(self, int count):
@@ -192,10 +197,11 @@ cdef class Moves:
                     break
                 self.segments.drop(segment)
                 done += 1
+        count64(&self.log.map.counters[DROPPED_SEGMENTS], done)
         return done
 
     def clean(self, bint on_disk, uint32_t below, int most, bint by_age):
-        """Move what lives out of up to `most` segments with less than `below` live bytes.
+        """Move what lives out of up to `most` segments that weigh less than `below`.
 
         With `by_age` those whose cleaning pays best, else the emptiest.  A segment whose tags do not match
         is left alone from now on, one whose read failed for a while.
@@ -232,6 +238,8 @@ cdef class Moves:
             self.segments.mark(segment, SUSPECT_FLAG)
         elif result >= 0:
             count64(&self.log.map.counters[CLEANED_SEGMENTS], 1)
+            if not ram_of(place):
+                count64(&self.log.map.counters[CLEANED_DISK_SEGMENTS], 1)
             count64(&self.log.map.counters[CLEANED_PAGES], result)
             result = 1
         self.segments.unclaim(segment)
@@ -251,10 +259,9 @@ cdef class Moves:
             return result
         count64(&self.log.map.counters[SPILL_READ_BYTES], SEGMENT_BYTES)
         memset(self.opened, 0, CHUNKS)
-        if (not image_is(image, entry.write, slot)
-                or not self._open_chunks(image, content, entry, slot,
-                                         <char *> rmap_of(content, count) + 4 - content, CONTENT_BYTES,
-                                         NO_PAGE)):
+        # Whatever the footer says: what is open already is not opened over the map that is made anew.
+        if not self._open_chunks(image, content, entry, slot, <char *> rmap_of(content, count) + 4 - content,
+                                 CONTENT_BYTES, NO_PAGE):
             count64(&self.log.map.counters[SPILL_READ_ERRORS], 1)
             count = self._find_pages(segment, content)
         return self._move_live(segment, content, count, image, slot)
@@ -359,7 +366,8 @@ cdef class Moves:
         """Pack the coldest segment that may shrink, while there are more than `keep` of these.
 
         Pages that do not shrink are gathered in segments of their own.  `worker` is one of the packers; no
-        two calls at once may share one.  1: done; 0: nothing to do; -EAGAIN: no RAM slot to pack into.
+        two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk first; 0: nothing to
+        do; -EAGAIN: no RAM slot to pack into.
         """
         cdef int result
         with nogil:
@@ -374,19 +382,20 @@ cdef class Moves:
         if not self.segments.wait_unpinned(segment):
             self.segments.unclaim(segment)
             return 0
-        if not self._shrinks(with_, segment):
+        if not self._shrinks(with_, segment, strong):
             self.segments.stiffen(segment)
             self.segments.unclaim(segment)
-            return 1
+            return 2
         result = self._pack_live(with_, segment, strong)
         self.segments.unclaim(segment)
         return result
 
-    cdef bint _shrinks(self, Packing *with_, uint32_t segment) noexcept nogil:
+    cdef bint _shrinks(self, Packing *with_, uint32_t segment, bint strong) noexcept nogil:
         """Try some of a segment's live pages, from all over it."""
         cdef char *content = self.log.content(segment)
         cdef uint32_t count = self.log.map.segment_table[segment].count, ordinal = 0, page
-        cdef uint32_t step = count / SAMPLE + 1
+        # Odd: what alternates shows both.
+        cdef uint32_t step = (count / SAMPLE) | 1
         cdef uint64_t entry
         cdef int tried = 0, shrunk = 0
         while ordinal < count:
@@ -398,11 +407,16 @@ cdef class Moves:
             if not is_piece(entry) or segment_of(entry) != segment:
                 continue
             tried += 1
-            if (length_of(entry) < PAGE_BYTES
-                    or pack_quick(&with_.by, content + offset_of(entry), with_.piece) != 0):
+            if length_of(entry) < PAGE_BYTES or self._pack_page(with_, content + offset_of(entry), strong):
                 shrunk += 1
         # Where too little lives to tell, packing costs nothing.
         return shrunk >= SAMPLE_LEAST or tried < SAMPLE / 2
+
+    cdef int _pack_page(self, Packing *with_, const char *page, bint strong) noexcept nogil:
+        """Pack a page to the packing's `piece`: its length, 0 where it is not worth it."""
+        if strong:
+            return pack_strong(&with_.by, page, with_.piece, CODEC_WORTH)
+        return pack_quick(&with_.by, page, with_.piece)
 
     cdef int _pack_live(self, Packing *with_, uint32_t segment, bint strong) noexcept nogil:
         cdef char *content = self.log.content(segment)
@@ -424,18 +438,14 @@ cdef class Moves:
             head = PACK
             if length == PAGE_BYTES:
                 tried += 1
-                if strong:
-                    length = pack_strong(&with_.by, piece, with_.piece, CODEC_WORTH)
-                    kind = STRONG
-                else:
-                    length = pack_quick(&with_.by, piece, with_.piece)
+                length = self._pack_page(with_, piece, strong)
                 if length:
                     shrunk += 1
                     nbytes += length
                     piece = with_.piece
+                    kind = STRONG if strong else PIECE
                 else:
                     length = PAGE_BYTES
-                    kind = PIECE
                     head = SOLID
             point("pack: packed")
             if self._move_piece(head, page, old, kind, piece, length) < 0:

@@ -79,6 +79,7 @@ cdef class Segments:
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil
     cdef void cancel(self, uint32_t segment, uint32_t pieces, uint32_t length) noexcept nogil
     cdef uint32_t live_bytes(self, uint32_t segment) noexcept nogil
+    cdef uint32_t _weight(self, uint32_t segment) noexcept nogil
     cdef void retire(self, uint64_t entry) noexcept nogil
     cdef void pin(self, uint32_t segment) noexcept nogil
     cdef void unpin(self, uint32_t segment) noexcept nogil

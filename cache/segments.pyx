@@ -85,6 +85,10 @@ cdef enum:
     # Fewer slots than these cannot work; private memory that grows beyond all plans must not wedge
     # a disk that is at its floor (geometry.MIN_RAM_SLOTS, less the two of tolerance).
     LEAST_SLOTS = 6
+    # What a piece costs beyond its own bytes, when it is judged what cleaning a segment gains: its place in
+    # the reverse map, and one of MAX_COUNT.  So weighed, no segment that is full of live pieces of any length
+    # weighs less than CONTENT_BYTES, and one of whole pages that lacks a page does.
+    PIECE_WEIGHT = 16
     # A segment of the cleaner whose pieces are smaller than this on average counts as packed; in bytes.
     MOSTLY_PACKED = 3072
 
@@ -323,6 +327,11 @@ cdef class Segments:
     cdef uint32_t live_bytes(self, uint32_t segment) noexcept nogil:
         return <uint32_t> load64s(&self.live[segment])
 
+    cdef uint32_t _weight(self, uint32_t segment) noexcept nogil:
+        """What lives in a segment, in bytes: see PIECE_WEIGHT."""
+        cdef uint64_t live = <uint64_t> load64s(&self.live[segment])
+        return <uint32_t> live + <uint32_t> (live >> 32) * PIECE_WEIGHT
+
     cdef bint _may_take_slot(self, int head) noexcept nogil:
         # The last free slot is the cleaner's, always: also while its segment is open, since the next one
         # is needed at the moment that one is full, in the middle of a victim.  Packers come last: they
@@ -388,6 +397,8 @@ cdef class Segments:
         mortal("seal: place stored")
         self._link(segment)
         open.segment = NO_SEGMENT
+        # All of it may have died while it was open.
+        self._reap(segment)
 
     def seal_packers(self):
         """Close what the packers have open, so that it can go to disk: where RAM is short no slot is theirs."""
@@ -577,7 +588,7 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
 
     cdef uint32_t claim_to_clean(self, bint on_disk, uint32_t below, bint by_age) noexcept nogil:
-        """Claim a sealed segment with less than `below` live bytes, in RAM or on disk.
+        """Claim a sealed segment that weighs less than `below`, in RAM or on disk.
 
         With `by_age` the one whose cleaning pays best: free space gained, times how long it is likely to
         stay so, over the cost of reading and writing (Rosenblum and Ousterhout, "The Design and
@@ -587,7 +598,7 @@ cdef class Segments:
         cdef double score, most = -1.0, age
         # Looked for without the lock, since a large disk has many; judged again with it.
         for segment in range(self.used_ids):
-            live = self.live_bytes(segment)
+            live = self._weight(segment)
             if live >= below or not self._is_cleanable(segment, on_disk):
                 continue
             age = 1.0
@@ -600,7 +611,7 @@ cdef class Segments:
         if best == NO_SEGMENT:
             return NO_SEGMENT
         pthread_mutex_lock(&self.lock)
-        if self.live_bytes(best) < below and self._is_cleanable(best, on_disk):
+        if self._weight(best) < below and self._is_cleanable(best, on_disk):
             self.claimed[best] = 1
         else:
             best = NO_SEGMENT
@@ -909,17 +920,18 @@ cdef class Segments:
         numbers[10] = self.cleaner_waits
         numbers[11] = self.dirty_segments[RAW]
         numbers[12] = self.dirty_segments[PACKED]
-        numbers[13] = self.heads[PACK].segment != NO_SEGMENT or self.heads[SOLID].segment != NO_SEGMENT
+        numbers[13] = (self.heads[PACK].segment != NO_SEGMENT or self.heads[SOLID].segment != NO_SEGMENT
+                       or self.heads[STRONG_PACK].segment != NO_SEGMENT)
         pthread_mutex_unlock(&self.lock)
         return tuple([number for number in numbers])
 
     def emptiest_in_ram(self):
-        """Live bytes of the emptiest sealed segment in RAM, or what a full one holds.  A look without the lock."""
+        """Weight of the emptiest sealed segment in RAM, or of a full one.  A look without the lock."""
         cdef uint32_t segment, live, least = CONTENT_BYTES
         cdef int state
         with nogil:
             for segment in range(self.used_ids):
-                live = self.live_bytes(segment)
+                live = self._weight(segment)
                 if live >= least or self.claimed[segment]:
                     continue
                 state = state_of(self.place(segment))

@@ -28,8 +28,8 @@ T = TypeVar("T")
 SPILLERS: Final = 4
 CORES: Final = len(os.sched_getaffinity(0))
 PACKERS: Final = min(8, CORES)
-# A segment in RAM that weighs less than this (segments.pyx) is cleaned rather than written out, in bytes: below
-# it, copying what lives costs less than writing everything.
+# A segment in RAM that weighs less than this (segments.pyx) is cleaned rather than written out, in bytes:
+# below it, copying what lives costs less than writing everything.
 CLEAN_RAM_BYTES: Final = int(geometry.CONTENT_BYTES * 0.75)
 # On disk one is cleaned as long as it has room for one more page.
 CLEAN_DISK_BYTES: Final = geometry.CONTENT_BYTES
@@ -141,7 +141,7 @@ class Plan(NamedTuple):
 
 
 def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
-    """Decide from the snapshot, what is under way, the wishes, and the emptiest segment in RAM (live bytes).
+    """Decide from the snapshot, what is under way, the wishes, and the weight of the emptiest segment in RAM.
 
     Free slots wanted: two, or what the guest has lately filled in a twentieth of a second, at most 16: an
     idle disk costs little, and a busy one does not wait for page faults.  Slots are taken back when there
@@ -178,9 +178,12 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
             stiff = now.dirty - now.raw - now.packed
             lacking = now.free <= 2 and not busy.packing and not now.writing
             spill = min(spill, max(stiff, int(lacking)))
+    strengthen = False
     if short <= 0 and drop == 0:
         stiff = now.dirty - now.raw - now.packed
-        if unpacked and now.populated >= now.limit * PACK_AHEAD_SHARE:
+        scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
+        better = wish.strengthen and now.packed > 0 and scarce
+        if unpacked and scarce:
             ahead = True
             pack = int(wish.idle_core and not busy.packing)
         elif (
@@ -190,9 +193,9 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
         ):
             ahead = True
             spill = max(0, min(AHEAD_WRITES - busy.spilling, now.dirty)) if wish.idle_disk else 0
-        elif wish.strengthen and now.packed and now.populated >= now.limit * PACK_AHEAD_SHARE:
+        elif better:
             ahead = True
-    strengthen = ahead and wish.strengthen and wish.idle_core and not pack and not busy.packing
+        strengthen = better and wish.idle_core and not pack and not busy.packing
     populate = 0
     if over < 0:
         populate = max(0, min(-over, wanted - now.free))
@@ -226,7 +229,7 @@ class Orders(NamedTuple):
 
 
 def _be_modest() -> None:
-    """Give way to the guest's threads; a process that is nicer already, and may not be less so, stays as it is."""
+    """Give way to the guest's threads; a process that is nicer already stays as it is."""
     me = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, me, max(PACKER_NICENESS, os.getpriority(os.PRIO_PROCESS, me)))
 

@@ -30,17 +30,13 @@ def snapshot(**changes: int) -> movers.Snapshot:
     return rest._replace(**changes)
 
 
-NOTHING_WISHED = movers.Wish()
-NOT_BUSY = movers.Busy()
+NOTHING = movers.Busy()
+NO_WISH = movers.Wish()
 
 
-def planned(
-    wish: movers.Wish = NOTHING_WISHED,
-    busy: movers.Busy = NOT_BUSY,
-    emptiest: int = FULL,
-    **changes: int,
-) -> movers.Plan:
-    """What is planned for a disk at rest but for some changes."""
+def planned(wish: movers.Wish = NO_WISH, busy: movers.Busy = NOTHING, /, **changes: int) -> movers.Plan:
+    """What is planned for a disk at rest but for some changes, `emptiest` among them."""
+    emptiest = changes.pop("emptiest", FULL)
     return movers.plan(snapshot(**changes), busy, wish, emptiest)
 
 
@@ -116,6 +112,155 @@ def test_over_the_limit_something_always_happens(limit: int, dirty: int, clean: 
     now = snapshot(limit=limit, populated=limit + 5, free=0, dirty=dirty, clean=clean)
     todo = movers.plan(now, movers.Busy(), movers.Wish(), emptiest)
     assert todo.spill or todo.drop or todo.punch or todo.clean_ram
+
+
+# With packing.
+
+LZ4 = movers.Wish(compress=True)
+IDLE = movers.Wish(compress=True, clean=25, idle_core=True, idle_disk=True)
+
+
+def full(wish: movers.Wish = LZ4, busy: movers.Busy = NOTHING, /, **changes: int) -> movers.Plan:
+    """What is planned for a disk that is at its limit, with nothing packed yet."""
+    at_limit = {"limit": 50, "populated": 50, "free": 4, "dirty": 44, "raw": 44, **changes}
+    return planned(wish, busy, **at_limit)
+
+
+def test_what_shrinks_is_packed_before_anything_is_written_out() -> None:
+    todo = full()
+    assert todo.pack > 0 and todo.spill == 0
+    squeezed = full(limit=20)
+    assert squeezed.pack > 0 and squeezed.spill == 0
+    assert full(movers.Wish()).pack == 0 and full(movers.Wish()).spill > 0
+
+
+def test_what_does_not_shrink_is_written_out_beside_the_packing() -> None:
+    todo = full(limit=20, raw=40)
+    assert todo.pack > 0 and todo.spill == 4
+    assert full(limit=20, raw=43).spill == 1
+
+
+def test_in_a_hurry_there_is_packing_and_writing_out() -> None:
+    todo = full(LZ4._replace(hurry=True), limit=20)
+    assert todo.pack > 0 and todo.spill == movers.SPILLERS
+
+
+def test_while_writers_wait_there_is_packing_and_writing_out() -> None:
+    todo = full(waiting=4, free=1)
+    assert todo.pack == max(1, movers.CORES - 1) and todo.spill > 0
+
+
+def test_where_packers_have_no_slot_one_segment_is_written_out() -> None:
+    assert full(free=2).spill == 1
+    assert full(free=2, writing=1).spill == 0
+    assert full(free=3).spill == 0
+
+
+def test_packers_that_are_all_busy_are_not_given_more() -> None:
+    todo = full(LZ4, movers.Busy(packing=movers.PACKERS))
+    assert todo.pack == 0
+
+
+def test_the_youngest_are_not_packed() -> None:
+    assert full(limit=48, raw=6).pack == 0
+    assert full(limit=48, raw=6).spill > 0
+    assert full(limit=48, raw=7).pack == 1
+    assert full(limit=48).keep_raw == 6
+
+
+@given(
+    populated=st.integers(0, 74),
+    free=st.integers(0, 20),
+    share=st.integers(0, 100),
+    clean=st.integers(0, 40),
+    strengthen=st.booleans(),
+)
+def test_nothing_is_packed_while_ram_is_plentiful(
+    populated: int, free: int, share: int, clean: int, strengthen: bool
+) -> None:
+    dirty = max(0, populated - free)
+    raw = dirty * share // 100
+    wish = IDLE._replace(strengthen=strengthen)
+    changes = {"populated": populated, "free": free, "dirty": dirty, "clean": clean}
+    todo = planned(wish, raw=raw, packed=dirty - raw, **changes)
+    assert todo.pack == 0 and not todo.strengthen
+
+
+def test_from_three_quarters_on_an_idle_core_packs_ahead() -> None:
+    changes = {"populated": 75, "free": 10, "dirty": 60, "raw": 60}
+    assert planned(IDLE, **changes).pack == 1
+    assert planned(IDLE, movers.Busy(packing=1), **changes).pack == 0
+    busy = planned(IDLE._replace(idle_core=False), **changes)
+    assert busy.pack == 0 and busy.ahead  # it looks again soon
+
+
+def test_only_an_idle_disk_is_written_to_ahead() -> None:
+    changes = {"populated": 60, "free": 10, "dirty": 50, "packed": 50}
+    assert planned(IDLE, **changes).spill == movers.AHEAD_WRITES
+    assert planned(IDLE, movers.Busy(spilling=1), **changes).spill == movers.AHEAD_WRITES - 1
+    waits = planned(IDLE._replace(idle_disk=False), **changes)
+    assert waits.spill == 0 and waits.ahead
+    assert planned(IDLE, clean=25, **changes).spill == 0
+    assert planned(IDLE, clean=20, writing=5, **changes).spill == 0
+    assert planned(IDLE._replace(clean=0), **changes).spill == 0
+    assert planned(IDLE, **{**changes, "populated": 49}).spill == 0
+
+
+def test_what_could_be_packed_is_packed_before_it_is_written_ahead() -> None:
+    todo = planned(IDLE, populated=80, free=10, dirty=70, raw=40, packed=30)
+    assert todo.pack == 1 and todo.spill == 0
+
+
+def test_packing_anew_is_for_idle_cores_and_a_wish() -> None:
+    changes = {"populated": 80, "free": 10, "dirty": 45, "packed": 45, "clean": 25}
+    assert planned(IDLE._replace(strengthen=True), **changes).strengthen
+    assert not planned(IDLE, **changes).strengthen
+    assert not planned(IDLE._replace(strengthen=True, idle_core=False), **changes).strengthen
+    assert not planned(IDLE._replace(strengthen=True), movers.Busy(packing=1), **changes).strengthen
+
+
+@pytest.mark.parametrize("limit", range(6, 20))
+def test_below_sixteen_slots_packers_hold_none(limit: int) -> None:
+    todo = planned(LZ4, limit=limit, populated=limit, free=0, dirty=limit - 2, raw=limit - 2, packers_open=1)
+    assert todo.seal_packers == (limit < 16)
+    assert limit >= 16 or (todo.pack == 0 and todo.spill > 0)
+    assert not planned(LZ4, limit=limit).seal_packers
+
+
+def test_packers_hold_none_once_packing_is_switched_off() -> None:
+    assert planned(movers.Wish(), packers_open=1).seal_packers
+
+
+@given(
+    limit=st.integers(6, 300),
+    above=st.integers(1, 300),
+    free=st.integers(0, 20),
+    shares=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+    dirty=st.integers(1, 300),
+    wish=st.builds(movers.Wish, *[st.booleans()] * 3, st.integers(0, 80), *[st.booleans()] * 2),
+    emptiest=st.integers(0, FULL),
+    waiting=st.integers(0, 16),
+)
+def test_over_the_limit_something_always_happens_with_packing_too(
+    limit: int,
+    above: int,
+    free: int,
+    shares: tuple[int, int],
+    dirty: int,
+    wish: movers.Wish,
+    emptiest: int,
+    waiting: int,
+) -> None:
+    raw = dirty * shares[0] // 100
+    packed = (dirty - raw) * shares[1] // 100
+    changes = {"limit": limit, "populated": limit + above, "dirty": dirty, "raw": raw, "packed": packed}
+    todo = planned(wish, emptiest=emptiest, free=free, waiting=waiting, **changes)
+    assert todo.spill or todo.drop or todo.punch or todo.clean_ram or todo.pack
+    assert 0 <= todo.pack <= min(movers.PACKERS, raw)
+    assert 0 <= todo.spill <= min(movers.SPILLERS, dirty)
+    if wish.hurry or waiting:
+        assert todo.spill or todo.clean_ram
+    assert not todo.strengthen
 
 
 @pytest.mark.parametrize("limit", range(6, 40))

@@ -50,7 +50,8 @@ race: setup ## the race and model tests on a build whose threads dawdle at the d
 
 # The core as one process holds it.  nbdkit itself does not start under either sanitizer: Python waits for
 # ever for glibc's setlocale lock there.
-SANITIZED := tests/unit/test_cache_race.py tests/unit/test_cache_small.py tests/unit/test_hostile_state.py
+SANITIZED := tests/unit/test_cache_race.py tests/unit/test_cache_small.py tests/unit/test_cache_pack.py \
+	tests/unit/test_hostile_state.py tests/unit/test_hostile_packed.py
 TSAN := report_signal_unsafe=0:history_size=4:exitcode=66:suppressions=tests/tsan.supp:log_path=build/tsan/report
 
 .PHONY: asan

@@ -1,4 +1,4 @@
-"""The packed tier by hand: each move alone, in one process, in an order that the movers would take long to find."""
+"""The packed tier by hand: each move alone, and in orders that the movers would take long to find."""
 
 import contextlib
 import errno
@@ -411,7 +411,7 @@ def test_a_damaged_chunk_costs_exactly_the_pages_that_touch_it(disks: Maker, enc
 
 @pytest.mark.parametrize("where", ["last chunk", "chunk before", "both", "footer", "all of them"])
 def test_a_damaged_reverse_map_costs_nothing(hand: Hand, where: str) -> None:
-    """The cleaner finds the pages in the page table; that some lie in a chunk with the map must not confuse it."""
+    """The cleaner finds the pages in the page table, also those that lie in one chunk with the map."""
     segment = settle_on_disk(hand)
     inside = pages_in(hand, segment)
     last = geometry.CHUNKS_PER_SEGMENT - 1
@@ -437,7 +437,7 @@ def test_a_damaged_reverse_map_costs_nothing(hand: Hand, where: str) -> None:
 
 @pytest.mark.parametrize("slots", [2, 3])
 def test_a_packer_with_no_slot_gives_up_and_loses_nothing(hand: Hand, slots: int) -> None:
-    """With two there is none for it, with three none for what it finds not to shrink, in the middle of a segment."""
+    """With two there is none for it, with three none for what does not shrink, in the middle of a segment."""
     hand.write(range(6 * PIECES), lambda key: (text if key % 2 else noise)(key))
     hand.made.segments.set_keep_free(slots)
     hand.made.segments.set_budget(0, 0)
@@ -640,8 +640,15 @@ class Chance:
 
 
 # What makes other work possible comes more often.
-STEPS = "write write write part zero pack pack pack strengthen seal spill spill drop drop clean clean clean".split()
-STEPS += ["restart", "read", "read"]
+STEPS = [
+    *["write", "pack", "clean"] * 3,
+    *["spill", "drop", "read"] * 2,
+    "part",
+    "zero",
+    "strengthen",
+    "seal",
+]
+STEPS.append("restart")
 SCRIPT = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=10, max_size=60)
 
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import random
 import select
+import struct
 from collections.abc import Callable
 
 import nbd
@@ -29,6 +30,17 @@ class Request:
     before: bytes = b""
     buffer: memoryview | None = None
     cookie: int = -1
+
+
+def stock(chooser: random.Random) -> tuple[bytes, bytes, bytes, bytes]:
+    """A request and a page of each kind of data: noise, words, counters, and pages that are half of both."""
+    size = MAX_REQUEST + PAGE
+    noise = chooser.randbytes(size)
+    words = [chooser.randbytes(chooser.randint(2, 12)) for _ in range(500)]
+    text = b" ".join(chooser.choices(words, k=size // 4))[:size]
+    counters = struct.pack(f"<{size // 8}Q", *range(1 << 40, (1 << 40) + size // 8))
+    half = b"".join(noise[at : at + PAGE // 2] + text[at : at + PAGE // 2] for at in range(0, size, PAGE))
+    return noise, text, counters, half
 
 
 class WrongByte(AssertionError):
@@ -59,7 +71,7 @@ class Driver:
         self.model = bytearray(size)
         self.counts = dict.fromkeys(self.weights, 0)
         self.connections = connections
-        self._noise = self.random.randbytes(MAX_REQUEST + PAGE)
+        self._stock = stock(self.random)
         self._buffers = Buffers(MAX_REQUEST)
         self._flying: dict[int, list[Request]] = {}
         self._unsettled: list[Request] = []
@@ -170,9 +182,11 @@ class Driver:
             return bytes(count)
         if kind < 0.2:
             return self.random.randbytes(self.random.choice((1, 2, 4))) * count
+        # A packed page is as much as a third of its neighbours, or does not shrink at all.
+        source = self.random.choices(self._stock, (4, 3, 2, 2))[0]
         start = self.random.randrange(PAGE)
         # Every write is different from every other: a lost one shows.
-        data = bytearray(self._noise[start : start + count])
+        data = bytearray(source[start : start + count])
         for at in range(0, count - 8, 512):
             data[at : at + 8] = self.random.randbytes(8)
         return bytes(data)

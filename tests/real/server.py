@@ -16,6 +16,7 @@ from swaptide.cache import face, keys, spillfile
 from swaptide.cache.errors import StateError
 
 PLUGIN = pathlib.Path(face.__file__).parents[1] / "nbdkit_plugin" / "plugin.py"
+EAGER = pathlib.Path(__file__).with_name("eager.py")
 START_SECONDS = 20.0
 
 
@@ -37,6 +38,7 @@ class Server:
         self.threads = 16
         self.plugin = PLUGIN
         self.environment: dict[str, str] = {}
+        self.always: dict[str, str] = {}  # in the environment as well
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +68,7 @@ class Server:
                 self.command(),
                 stdout=output,
                 stderr=output,
-                env={**bare_environment(), **self.environment},
+                env={**bare_environment(), **self.always, **self.environment},
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._is_up():
@@ -106,13 +108,21 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    directory: pathlib.Path, named_state: bool = True, plugin: pathlib.Path = PLUGIN, **parameters: str
+    directory: pathlib.Path,
+    named_state: bool = True,
+    plugin: pathlib.Path = PLUGIN,
+    eager: bool = False,
+    **parameters: str,
 ) -> Iterator[Server]:
-    """A running server with these plugin parameters (`swap_label` means swap-label); cleaned up after."""
+    """A running server with these plugin parameters (`swap_label` means swap-label); cleaned up after.
+
+    An `eager` one takes its host for idle.
+    """
     server = Server(
         directory, {key.replace("_", "-"): value for key, value in parameters.items()}, named_state
     )
-    server.plugin = plugin
+    server.plugin = EAGER if eager else plugin
+    server.always = {"SWAPTIDE_PLUGIN": str(plugin)} if eager else {}
     try:
         server.start()
         yield server

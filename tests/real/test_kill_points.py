@@ -14,6 +14,8 @@ from tests.real import driver, points, server
 
 SIZE = 64 << 20
 FLOOR = geometry.of_size(SIZE).working_minimum_bytes
+# Room to pack: the buffers of the second client, and some segments.
+ROOMY = FLOOR + 16 * geometry.MAX_REQUEST_BYTES + (24 << 20)
 COUNTS = (1, 40)
 RETRIES = (1, 1, 1, 1)
 LOAD = 3_000
@@ -22,7 +24,7 @@ LOAD = 3_000
 def names() -> list[str]:
     """Checked here, so that a place that was renamed cannot silently drop out."""
     found = points.names()
-    assert len(found) == len(set(found)) >= 25
+    assert len(found) == len(set(found)) >= 31
     return found
 
 
@@ -33,9 +35,9 @@ def die_at(disk: server.Server, place: str, count: int) -> None:
 
 
 def move_cap(disk: server.Server, number: int) -> None:
-    """The cap goes up and down, so that memory is given back as well."""
-    if number % 300 == 299:
-        cap = FLOOR if number % 600 == 599 else FLOOR + (24 << 20)
+    """The cap goes up and down, so that memory is given back as well, and what is in it packed."""
+    if number % 1200 in (0, 900):
+        cap = FLOOR if number % 1200 else ROOMY
         with disk.face() as face:
             face.set_limits(cap_bytes=cap, target_bytes=cap)
 
@@ -44,7 +46,8 @@ def move_cap(disk: server.Server, number: int) -> None:
 def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None:
     died = 0
     parameters = {"size": str(SIZE), "ram": str(FLOOR), "spill": str(tmp_path / "spill")}
-    with server.serving(tmp_path, True, points.plugin(), **parameters) as disk:
+    parameters["compress"] = "lz4+zstd"
+    with server.serving(tmp_path, True, points.plugin(), eager=True, **parameters) as disk:
         load = driver.Driver(disk.uri, SIZE, seed=len(place), connections=2)
         # The first time on an empty disk, whose tables still grow.  What a busy machine did not reach in one
         # load it reaches in the next.
@@ -65,7 +68,9 @@ def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None
             disk.start()
             load.resume(disk.uri)
             load.check_all()
-            load.run(1_000)  # more than fits into RAM: next time there is something to lose everywhere
+            load.run(
+                1_000, lambda number: move_cap(disk, number)
+            )  # more than fits into RAM: next time there is something to lose everywhere
         load.check_all()
         load.close()
         with disk.face() as face:

@@ -2,14 +2,31 @@
 
 import pathlib
 import random
+import time
 
 import pytest
 
-from swaptide.cache import geometry
+from swaptide.cache import geometry, layout
+from swaptide.cache.face import StateFace
 from tests.real import driver, server
 
 SIZE = 96 << 20
 FLOOR = geometry.of_size(SIZE).working_minimum_bytes
+CLIENTS = 3
+# The request buffers of the first client are in the base; those of the others count.
+LOW = FLOOR + (CLIENTS - 1) * 16 * geometry.MAX_REQUEST_BYTES
+LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
+# What has to have happened, by the counters.
+MOVED = {
+    "misses",
+    "same_filled_pages",
+    "spill_written_bytes",
+    "dropped_segments",
+    "written_ahead_segments",
+    "cleaned_segments",
+    "cleaned_disk_segments",
+}
+PACKED = {"packed_hits", "pack_tried_pages", "packed_total_pages", "packed_total_bytes"}
 
 
 def test_random_load_with_plenty_of_ram(tmp_path: pathlib.Path) -> None:
@@ -24,26 +41,54 @@ def test_random_load_with_plenty_of_ram(tmp_path: pathlib.Path) -> None:
         assert counters["same_filled_pages"] > 0
 
 
-@pytest.mark.parametrize("seed", [2, 3])
-def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, seed: int) -> None:
+@pytest.mark.parametrize("requests", [25_000, pytest.param(260_000, marks=LONG)])
+@pytest.mark.parametrize("compress", layout.COMPRESS)
+def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, compress: str, requests: int) -> None:
+    """Through all tiers, there and back; the long ones make a million operations in all."""
+    seed = layout.COMPRESS.index(compress)
     caps = random.Random(seed)
-    with server.serving(tmp_path, size=str(SIZE), ram="128M", spill=str(tmp_path / "spill")) as disk:
+    spill = str(tmp_path / "spill")
+    with server.serving(
+        tmp_path, eager=True, size=str(SIZE), ram="128M", spill=spill, compress=compress
+    ) as disk:
         with disk.face() as face:
 
             def move_cap(n: int) -> None:
                 if n % 1500 == 1499:
-                    cap = caps.choice((FLOOR, FLOOR, 32 << 20, 64 << 20, 128 << 20))
+                    # At the lowest there is no room to pack.
+                    cap = LOW + caps.choice((0, 0, 20 << 20, 32 << 20, 44 << 20, 96 << 20))
                     face.set_limits(cap_bytes=cap, target_bytes=cap)
 
-            load = driver.Driver(disk.uri, SIZE, seed=seed, connections=3)
-            load.run(25_000, move_cap)
+            load = driver.Driver(disk.uri, SIZE, seed=seed, connections=CLIENTS)
+            load.run(requests, move_cap)
+            load.check_all()
+            rest(face)
+            face.set_limits(cap_bytes=LOW, target_bytes=LOW)
+            server.wait_until_holds(face, LOW)
+            load.check_all()
+            load.run(2_000)
             load.check_all()
             load.close()
             counters = server.fresh_counters(face)
-        assert counters["spill_written_bytes"] > 0
-        assert counters["misses"] > 0
-        assert counters["cleaned_segments"] > 0
+        assert sum(load.counts.values()) >= requests
+        happened = MOVED | (PACKED if compress != "none" else set())
+        happened |= {"strengthened_segments"} if compress == "lz4+zstd" else set()
+        assert {name for name in happened if counters[name] == 0} == set()
+        assert counters["cleaned_segments"] > counters["cleaned_disk_segments"]
         assert counters["spill_read_errors"] == 0
+        if compress == "none":
+            assert {name for name in PACKED if counters[name]} == set()
+
+
+def rest(face: StateFace) -> None:
+    """Leave half of the limit empty until something was written ahead of need."""
+    for _ in range(300):
+        cap = LOW + max(32 << 20, (face.ram_bytes() - LOW) * 3 // 2)
+        face.set_limits(cap_bytes=cap, target_bytes=cap)
+        time.sleep(0.1)
+        if server.fresh_counters(face)["written_ahead_segments"]:
+            return
+    raise TimeoutError("nothing is written ahead")
 
 
 def test_state_is_taken_over_after_a_clean_end_and_after_a_kill(tmp_path: pathlib.Path) -> None:

@@ -27,7 +27,8 @@ from tests.real import driver, points, server  # noqa: E402
 
 SIZE: Final = 96 << 20
 FLOOR: Final = geometry.of_size(SIZE).working_minimum_bytes
-CAPS: Final = (FLOOR, FLOOR, 32 << 20, 64 << 20, 160 << 20)
+# Of these the buffers of the second client take 16 MiB; the middle ones leave room to pack.
+CAPS: Final = (FLOOR, FLOOR, 32 << 20, 56 << 20, 72 << 20, 160 << 20)
 # Requests between two kills, at most; a kill by time comes much earlier.
 LOAD: Final = 20_000
 CHECK_EVERY: Final = 5
@@ -57,6 +58,9 @@ class Story:
             f" spilled {counters['spill_written_bytes'] >> 20} MiB,"
             f" {counters['spill_write_errors']} writes failed,"
             f" {counters['cleaned_segments']} segments cleaned,"
+            f" {counters['packed_total_pages']} pages packed,"
+            f" {counters['strengthened_segments']} segments anew,"
+            f" {counters['written_ahead_segments']} written ahead, {counters['dropped_segments']} dropped,"
             f" {counters['misses']} pages read back; longest time away {self.longest_pause:.2f} s"
         )
 
@@ -183,8 +187,13 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="swaptide-torture-", dir="/var/tmp") as name:
         directory = pathlib.Path(name)
-        parameters = {"size": str(SIZE), "ram": "64M", "spill": str(directory / "spill")}
-        with server.serving(directory, True, points.plugin(), **parameters) as disk:
+        parameters = {
+            "size": str(SIZE),
+            "ram": "64M",
+            "spill": str(directory / "spill"),
+            "compress": "lz4+zstd",
+        }
+        with server.serving(directory, True, points.plugin(), eager=True, **parameters) as disk:
             try:
                 print(f"verdict: ok, wrong bytes 0; {run(options.kills, options.seed, disk)}")
             except driver.WrongByte as error:

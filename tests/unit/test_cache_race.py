@@ -12,22 +12,37 @@ import time
 
 import pytest
 
-from swaptide.cache import engine, geometry, layout
+from swaptide.cache import engine, geometry, idle, layout, movers
 
 PAGE = 4096
 SIZE = 12 << 20
-PAGES = SIZE // PAGE
-FLOOR = geometry.of_size(SIZE).working_minimum_bytes
 STAMP = struct.Struct("<QQ")
 WRITERS = 2
+NOISE = random.Random(8).randbytes(1 << 20)
+# Packing takes room: a disk of its own size, and targets that leave it some.
+PACKED_SIZE = 40 << 20
+PACKED_TARGETS = (0, 20 << 20, 22 << 20, 26 << 20, 64 << 20)
+TARGETS = (0, 6 << 20, 64 << 20)
+
+
+def contents(page: int, version: int) -> bytes:
+    """A page that says what it is all over, and of three one that does not shrink."""
+    stamp = STAMP.pack(page, version)
+    if page % 3:
+        return stamp * (PAGE // len(stamp))
+    at = (page * 7919 + version * 104729) % (len(NOISE) - PAGE)
+    return stamp + NOISE[at : at + PAGE - 2 * len(stamp)] + stamp
 
 
 class Race:
     """Shared by all threads: the disk, the newest acknowledged version of each page, and what went wrong."""
 
-    def __init__(self, disk: engine.Engine, seconds: float) -> None:
+    def __init__(self, disk: engine.Engine, seconds: float, targets: tuple[int, ...]) -> None:
         self.disk = disk
-        self.versions = [0] * PAGES
+        self.pages = disk.identity.size_bytes // PAGE
+        self.floor = geometry.of_size(disk.identity.size_bytes).working_minimum_bytes
+        self.targets = targets
+        self.versions = [0] * self.pages
         self.wrong: list[str] = []
         self.reads = 0
         self.writes = 0
@@ -41,10 +56,10 @@ class Race:
         """Write whole pages of our own, in runs of one to eight; now and then trim one."""
         chooser = random.Random(me)
         while self.going:
-            first = chooser.randrange(PAGES // WRITERS // 8) * 8 * WRITERS + me * 8
+            first = chooser.randrange(self.pages // WRITERS // 8) * 8 * WRITERS + me * 8
             count = chooser.randint(1, 8)
             version = max(self.versions[first : first + count]) + 1
-            data = b"".join(STAMP.pack(page, version) * 256 for page in range(first, first + count))
+            data = b"".join(contents(page, version) for page in range(first, first + count))
             self.disk.log.write_bytes(data, first * PAGE)
             self.versions[first : first + count] = [version] * count
             self.writes += 1
@@ -54,7 +69,7 @@ class Race:
         chooser = random.Random(-me)
         while self.going:
             count = chooser.randint(1, 8)
-            first = chooser.randrange(PAGES - count)
+            first = chooser.randrange(self.pages - count)
             least = self.versions[first : first + count]
             data = self.disk.log.read_bytes(count * PAGE, first * PAGE)
             for n in range(count):
@@ -65,7 +80,7 @@ class Race:
         whose, version = STAMP.unpack_from(data)
         if version == 0 and least == 0:
             return
-        torn = data != data[:16] * 256
+        torn = data != contents(whose, version)
         if torn or whose != page or version < least:
             self.wrong.append(f"page {page}: page {whose} version {version}, at least {least}, torn={torn}")
 
@@ -73,20 +88,36 @@ class Race:
         """Move the target up and down, so that everything is spilled, dropped and cleaned again and again."""
         chooser = random.Random(7)
         while self.going:
-            self.disk.set_target(chooser.choice((FLOOR, FLOOR + (6 << 20), 64 << 20)))
-            time.sleep(chooser.random() * 0.02)
+            self.disk.set_target(self.floor + chooser.choice(self.targets))
+            time.sleep(chooser.random() * (0.02 if self.targets == TARGETS else 0.2))
+
+    def strengthen(self, me: int) -> None:
+        """Pack anew what the movers have packed: they would wait for an idle moment."""
+        while self.going:
+            if self.disk.moves.strengthen(me) <= 0:
+                time.sleep(0.005)
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(300, marks=pytest.mark.long)])
-def test_readers_writers_and_movers_in_parallel(tmp_path: pathlib.Path, seconds: float) -> None:
+@pytest.mark.parametrize("compress", ["none", "lz4", "lz4+zstd"])
+def test_readers_writers_and_movers_in_parallel(
+    tmp_path: pathlib.Path, compress: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle.Idle, "now", lambda _self: idle.Spare(1.0))
+    monkeypatch.setattr(engine, "PACKERS", 2)
+    monkeypatch.setattr(movers, "PACKERS", 1)
+    packs = compress != "none"
+    size = PACKED_SIZE if packs else SIZE
     disk = engine.Engine.prepare(
-        engine.Settings(size_bytes=SIZE, ram_bytes=64 << 20, spill=tmp_path / "spill")
+        engine.Settings(size_bytes=size, ram_bytes=96 << 20, spill=tmp_path / "spill", compress=compress)
     )
     disk.start()
-    race = Race(disk, seconds)
+    race = Race(disk, seconds, PACKED_TARGETS if packs else TARGETS)
     threads = [threading.Thread(target=race.write, args=(n,)) for n in range(WRITERS)]
     threads += [threading.Thread(target=race.read, args=(n,)) for n in range(2)]
     threads.append(threading.Thread(target=race.squeeze, args=(0,)))
+    if compress == "lz4+zstd":
+        threads.append(threading.Thread(target=race.strengthen, args=(1,)))
     try:
         for thread in threads:
             thread.start()
@@ -98,5 +129,9 @@ def test_readers_writers_and_movers_in_parallel(tmp_path: pathlib.Path, seconds:
         assert race.reads > 1000 and race.writes > 1000
         assert counted["cleaned_segments"] > 0 and counted["spill_written_bytes"] > 0
         assert counted["misses"] > 0 and counted["spill_read_errors"] == 0
+        assert bool(counted["packed_total_pages"]) == packs
+        assert bool(counted["packed_hits"]) == packs
+        # Where writers take every slot that comes free, a short time may be too short.
+        assert compress != "lz4+zstd" or seconds < 60 or counted["strengthened_segments"] > 0
     finally:
         disk.stop()

@@ -7,6 +7,7 @@ middle of a random load with the cap at its floor, so that every mover works.
 import pathlib
 import signal
 
+import nbd
 import pytest
 
 from swaptide.cache import geometry
@@ -15,7 +16,7 @@ from tests.real import driver, points, server
 SIZE = 64 << 20
 FLOOR = geometry.of_size(SIZE).working_minimum_bytes
 # Room to pack: the buffers of the second client, and some segments.
-ROOMY = FLOOR + 16 * geometry.MAX_REQUEST_BYTES + (24 << 20)
+ROOMY = FLOOR + 16 * geometry.MAX_REQUEST_BYTES + (20 << 20)
 COUNTS = (1, 40)
 RETRIES = (1, 1, 1, 1)
 LOAD = 3_000
@@ -36,10 +37,22 @@ def die_at(disk: server.Server, place: str, count: int) -> None:
 
 def move_cap(disk: server.Server, number: int) -> None:
     """The cap goes up and down, so that memory is given back as well, and what is in it packed."""
-    if number % 1200 in (0, 900):
-        cap = FLOOR if number % 1200 else ROOMY
+    if number % 3000 in (0, 2600):
+        cap = FLOOR if number % 3000 else ROOMY
         with disk.face() as face:
             face.set_limits(cap_bytes=cap, target_bytes=cap)
+
+
+def dies(disk: server.Server, load: driver.Driver, place: str, count: int) -> bool:
+    """Whether the process died, at its start or under the load."""
+    # Packing anew comes last of all.
+    requests = LOAD * 3 if place.startswith("strengthen") else LOAD
+    try:
+        die_at(disk, place, count)
+        load.resume(disk.uri)
+    except (server.Ended, nbd.Error):
+        return True
+    return load.run_until_dead(requests, lambda number: move_cap(disk, number))
 
 
 @pytest.mark.parametrize("place", names())
@@ -55,9 +68,7 @@ def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None
             if turn >= len(COUNTS) and died:
                 break
             load.close()
-            die_at(disk, place, count)
-            load.resume(disk.uri)
-            if load.run_until_dead(LOAD, lambda number: move_cap(disk, number)):
+            if dies(disk, load, place, count):
                 assert disk.process is not None and disk.process.wait(10) == -signal.SIGKILL
                 died += 1
                 disk.process = None

@@ -1,11 +1,13 @@
 """What the host has to spare, and how fast it packs and writes: what the movers go by."""
 
+import os
 import pathlib
+import threading
 import time
 
 import pytest
 
-from swaptide.cache import geometry, idle, rates
+from swaptide.cache import geometry, idle, movers, rates
 
 
 class Clock:
@@ -100,3 +102,19 @@ def test_what_does_not_shrink_frees_nothing() -> None:
 
 def test_a_deadline_that_is_over_leaves_no_time() -> None:
     assert rates.Rates(4, 2).packed_in(-3) == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, movers.PACKER_NICENESS), (12, 12)])
+def test_packers_give_way_and_never_become_less_nice(before: int, after: int) -> None:
+    found: list[int] = []
+
+    def body() -> None:
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, before)
+        movers._be_modest()
+        found.append(os.getpriority(os.PRIO_PROCESS, me))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert found == [after]

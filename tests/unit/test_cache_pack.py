@@ -170,7 +170,7 @@ class Hand:
     def ebb(self) -> None:
         """Everything that is not open to disk, and out of RAM."""
         self.made.segments.seal_packers()
-        while self.made.moves.spill(0) == 1:
+        while self.made.moves.spill(0, 1, False) == 1:
             pass
         self.made.moves.drop(1000)
 
@@ -301,7 +301,7 @@ def test_what_does_not_shrink_goes_to_disk_first_and_by_itself(hand: Hand) -> No
         assert hand.part(segment).flags & SOLID_FLAG
         assert hand.part(segment).state == DIRTY
     for _ in made_solid | {stiff}:
-        assert hand.made.moves.spill(0) == 1
+        assert hand.made.moves.spill(0, 1, False) == 1
     assert {hand.part(segment).state for segment in made_solid | {stiff}} == {CLEAN}
     assert {hand.part(segment).state for segment in made_packed} == {DIRTY}
     hand.check()
@@ -484,8 +484,8 @@ def test_every_state_of_a_segment_is_taken_over(hand: Hand) -> None:
         if turn == 1:
             hand.made.segments.seal_packers()
     hand.made.moves.strengthen(0)
-    hand.made.moves.spill(0)
-    hand.made.moves.spill(0)
+    hand.made.moves.spill(0, 1, False)
+    hand.made.moves.spill(0, 1, False)
     hand.made.moves.drop(1)
     hand.write(range(0, 3 * PIECES, 2), text, 1)
     hand.made.moves.clean(False, movers.CLEAN_DISK_BYTES, 1, False)
@@ -570,7 +570,7 @@ def test_every_head_of_the_packers_is_seen_and_closed(hand: Hand) -> None:
 
 def test_data_written_ahead_is_dropped_without_a_write(hand: Hand) -> None:
     hand.write(range(2 * PIECES), noise)
-    assert hand.made.moves.spill(0, True) == 1
+    assert hand.made.moves.spill(0, 1, False) == 1
     assert hand.made.counter("written_ahead_segments") == 1
     written = hand.made.counter("spill_written_bytes")
     assert hand.made.moves.drop(5) == 1
@@ -618,7 +618,7 @@ class Chance:
 
     def spill(self, key: int) -> None:
         for _ in range(1 + key % 4):
-            self.hand.made.moves.spill(key % movers.SPILLERS)
+            self.hand.made.moves.spill(key % movers.SPILLERS, 1, False)
 
     def drop(self, key: int) -> None:
         self.hand.made.moves.drop(1 + key % 4)

@@ -39,11 +39,11 @@ class PackedDisk(hostile.Disk):
         self._write(made, range(700), 0)
         assert made.moves.pack(0, 0, False) == 1
         made.segments.seal_packers()
-        assert made.moves.spill(0) == 1 and made.moves.drop(1) == 1
+        assert made.moves.spill(0, 1, False) == 1 and made.moves.drop(1) == 1
         self._write(made, range(700, 1300), 0)
         assert made.moves.pack(0, 0, True) == 1
         made.segments.seal_packers()
-        assert made.moves.spill(0) == 1
+        assert made.moves.spill(0, 1, False) == 1
         self._write(made, range(1300, PAGES - 100), 0)
         assert made.moves.pack(0, 0, False) == 1
         self._write(made, range(0, PAGES - 100, 2), 1)

@@ -7,7 +7,8 @@ most is halved, down to nothing for a while.  (As in Linux's file read-ahead: Wu
 design of a new Linux readahead framework", 2008.)
 
 What is kept here is as it lies on disk, sealed: it is opened by whoever asks, each for itself.  A window is
-known by the number of the write that made its segment, which is never another's.  Memory is made at the start.
+known by the number of the write that made its segment, which is never another's.  Memory is made at the
+start.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -59,8 +60,8 @@ cdef class Ahead:
 
     cdef int find(self, const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t first, uint32_t count,
                   char **chunks) noexcept nogil:
-        """The window that holds `count` chunks of a disk-pinned segment, and where in it they are; read now if
-        they are read in order.  -1: none, read them yourself.  Give it back with `release`.
+        """The window that holds `count` chunks of a disk-pinned segment, and where in it they are; read now
+        if they are read in order.  -1: none, read them yourself.  Give it back with `release`.
         """
         cdef Window *window
         cdef uint32_t size

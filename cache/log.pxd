@@ -51,7 +51,8 @@ cdef class Log:
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
                          uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
     cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil
-    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *piece) noexcept nogil
+    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry,
+                     char *piece) noexcept nogil
     cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
                         uint64_t page) noexcept nogil
     cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,

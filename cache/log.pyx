@@ -19,6 +19,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
+from swaptide.cache.ahead cimport Ahead
 from swaptide.cache.atomics cimport (
     cas64,
     count64,
@@ -30,6 +31,7 @@ from swaptide.cache.atomics cimport (
     prefetch_page,
     swap64,
 )
+from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker_end, unpacker_init
 from swaptide.cache.entry cimport (
     ABSENT,
     PAGE_BYTES,
@@ -43,15 +45,12 @@ from swaptide.cache.entry cimport (
     length_of,
     offset_of,
     page_entry,
-    piece_entry,
     ram_of,
     rmap_of,
     same_entry,
     same_word,
     segment_of,
 )
-from swaptide.cache.ahead cimport Ahead
-from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker, unpacker_end, unpacker_init
 from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, chunks_read
 from swaptide.cache.mapping cimport ALIGNED_FLAG, Mapping
 from swaptide.cache.pthread cimport (
@@ -272,7 +271,8 @@ cdef class Log:
             run += 1
         return run
 
-    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *piece) noexcept nogil:
+    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry,
+                     char *piece) noexcept nogil:
         """Unpack `count` bytes from `skip` on of the page whose piece this is.  0 or -EIO."""
         cdef char page[PAGE_BYTES]
         cdef char *to = buf if count == PAGE_BYTES else page
@@ -293,7 +293,7 @@ cdef class Log:
 
     cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
                         uint64_t page) noexcept nogil:
-        """Read pages from `page` on, whose pieces lie one behind the other in a disk-pinned segment on disk."""
+        """Read pages from `page` on; their pieces lie one behind the other in a disk-pinned segment."""
         cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
         cdef uint64_t write = self.map.segment_table[segment].write, part
         cdef bint aligned = self.map.segment_table[segment].flags & ALIGNED_FLAG
@@ -327,8 +327,8 @@ cdef class Log:
                 chunk += STRIDE
                 plain += STRIDE
             else:
-                result = self._open_piece(buf, part, skip, entries[i], chunk, plain, first, &opened, which, slot,
-                                          write)
+                result = self._open_piece(buf, part, skip, entries[i], chunk, plain, first, &opened, which,
+                                          slot, write)
             buf += part
             count -= part
             skip = 0
@@ -343,8 +343,8 @@ cdef class Log:
     cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
                          char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
                          uint64_t write) noexcept nogil:
-        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these lie open in
-        `plain`, as far apart."""
+        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these lie open
+        in `plain`, as far apart."""
         cdef char piece[PAGE_BYTES]
         cdef char page[PAGE_BYTES]
         cdef uint32_t at = offset_of(entry), length = length_of(entry), done, part
@@ -457,7 +457,8 @@ cdef class Log:
             while (run < pages and self.map.page_ready(page + run)
                     and not page_is_same(buf + (run << PAGE_SHIFT), &word)):
                 run += 1
-            got = self.segments.reserve(GUEST, <uint32_t> run, PAGE_BYTES, waiter, &segment, &offset, &ordinal)
+            got = self.segments.reserve(GUEST, <uint32_t> run, PAGE_BYTES, waiter, &segment, &offset,
+                                        &ordinal)
             if got < 0:
                 return got
             point("write: reserved")

@@ -90,7 +90,7 @@ cdef struct Packing:
 
 
 cdef class Moves:
-    """The moves of one disk.  `spillers` writes may be in flight at once, `packers` packings, and one cleaning.
+    """The moves of one disk: `spillers` writes may be in flight at once, `packers` packings, and a cleaning.
 
     `key` is the disk's, None where it is not encrypted.
     """
@@ -134,7 +134,7 @@ cdef class Moves:
         free(self.memory)
 
     def spill(self, int worker, int most, bint give_back):
-        """Write up to `most` dirty segments to disk, those whose turn it is; with `give_back` drop each at once.
+        """Write up to `most` dirty segments to disk, by turn; with `give_back` drop each at once.
 
         How many; 0: none to be had; -errno: the store failed.  `worker` names the staging buffer, 0 up to
         `spillers` - 1; no two calls at once may share one.
@@ -266,8 +266,8 @@ cdef class Moves:
             count = self._find_pages(segment, content)
         return self._move_live(segment, content, count, image, slot)
 
-    cdef bint _open_chunks(self, char *image, char *content, SegmentEntry *entry, uint32_t slot, uint64_t start,
-                           uint64_t end, uint32_t page) noexcept nogil:
+    cdef bint _open_chunks(self, char *image, char *content, SegmentEntry *entry, uint32_t slot,
+                           uint64_t start, uint64_t end, uint32_t page) noexcept nogil:
         """Open what is not open yet of the bytes [start, end) of a segment's content."""
         cdef uint32_t i
         for i in range(<uint32_t> (start >> PAGE_SHIFT), <uint32_t> ((end + PAGE_BYTES - 1) >> PAGE_SHIFT)):
@@ -366,8 +366,8 @@ cdef class Moves:
         """Pack the coldest segment that may shrink, while there are more than `keep` of these.
 
         Pages that do not shrink are gathered in segments of their own.  `worker` is one of the packers; no
-        two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk first; 0: nothing to
-        do; -EAGAIN: no RAM slot to pack into.
+        two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk first; 0: nothing
+        to do; -EAGAIN: no RAM slot to pack into.
         """
         cdef int result
         with nogil:

@@ -212,10 +212,12 @@ cdef bint is_own(Segments segments, uint64_t page, uint64_t entry, uint8_t *seen
     """Whether a piece entry is well formed, names a piece that was handed out, and to this page alone.
 
     The reverse map tells where whole pages lie in RAM.  Where they are on disk `seen`, a bit for each, still
-    finds two pages with one piece; that there may be only one makes a swap of two entries the one thing unseen.
+    finds two pages with one piece; that there may be only one makes a swap of two entries the one thing
+    unseen.
     Of packed pieces it is known that all that live fit into what was handed out (`_recount`).
     """
-    cdef uint32_t segment = segment_of(entry), offset = offset_of(entry), length = length_of(entry), index, ram
+    cdef uint32_t segment = segment_of(entry), offset = offset_of(entry), length = length_of(entry)
+    cdef uint32_t index, ram
     cdef SegmentEntry *of
     cdef uint64_t bit
     if (segment >= segments.used_ids or entry != piece_entry(kind_of(entry), segment, offset, length)

@@ -401,7 +401,7 @@ cdef class Segments:
         self._reap(segment)
 
     def seal_packers(self):
-        """Close what the packers have open, so that it can go to disk: where RAM is short no slot is theirs."""
+        """Close what the packers have open, so that it can go to disk: where RAM is short they have none."""
         cdef int head
         pthread_mutex_lock(&self.lock)
         for head in range(PACK, HEADS):
@@ -466,7 +466,8 @@ cdef class Segments:
     # The age lists: sealed segments that are in RAM, coldest first; CLEAN ones have a list of their own.
 
     cdef int _list_of(self, uint32_t segment) noexcept nogil:
-        return CLEANED if state_of(self.map.segment_table[segment].place) == CLEAN else self._class_of(segment)
+        cdef bint clean = state_of(self.map.segment_table[segment].place) == CLEAN
+        return CLEANED if clean else self._class_of(segment)
 
     cdef void _link(self, uint32_t segment) noexcept nogil:
         cdef int kind = self._list_of(segment)
@@ -507,7 +508,7 @@ cdef class Segments:
     # What movers do.  A claim keeps every other mover, and the freeing of a dead segment, away.
 
     cdef uint32_t _coldest_of(self, int kind, int state, uint16_t without) noexcept nogil:
-        """The coldest segment of a list that is in `state`, unclaimed, and has none of the flags `without`."""
+        """The coldest of a list that is in `state`, unclaimed, and has none of the flags `without`."""
         cdef uint32_t segment = self.coldest[kind]
         while segment != NO_SEGMENT:
             if (not self.claimed[segment] and state_of(self.map.segment_table[segment].place) == state
@@ -527,7 +528,7 @@ cdef class Segments:
         return segment
 
     cdef uint32_t claim_for_disk(self) noexcept nogil:
-        """Claim the DIRTY segment to write out: one that does not shrink, else the coldest, that may go now."""
+        """Claim the DIRTY segment to write out: one that does not shrink, else the coldest that may go."""
         cdef uint32_t segment, best = NO_SEGMENT
         cdef int i
         cdef int order[CLASSES]
@@ -536,7 +537,8 @@ cdef class Segments:
         order[2] = RAW
         pthread_mutex_lock(&self.lock)
         for i in range(CLASSES):
-            if self.dirty_segments[order[i]] == 0 or (best != NO_SEGMENT and order[0] == self._class_of(best)):
+            if (self.dirty_segments[order[i]] == 0
+                    or (best != NO_SEGMENT and order[0] == self._class_of(best))):
                 continue
             segment = self._coldest_of(order[i], DIRTY, 0)
             while segment != NO_SEGMENT and not self._may_take_disk(segment):
@@ -687,7 +689,7 @@ cdef class Segments:
         self.failed_writes += 1
 
     cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil:
-        """The write of a claimed segment ended: it is CLEAN, or DIRTY again and its disk slot free; claimed still."""
+        """A write ended: its segment is CLEAN, or DIRTY again and its disk slot free; claimed still."""
         cdef uint64_t place
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
@@ -859,7 +861,7 @@ cdef class Segments:
             raise MemoryError("the host has no memory for the first segments")
 
     def set_keep_free(self, uint32_t count):
-        """How many free RAM slots stay while RAM is taken back: the cleaner's, and more while packers work."""
+        """How many free RAM slots stay while RAM is taken back: one, and more while packers work."""
         pthread_mutex_lock(&self.lock)
         self.keep_free = count
         pthread_mutex_unlock(&self.lock)

@@ -62,7 +62,7 @@ def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, compress: str, 
             load = driver.Driver(disk.uri, SIZE, seed=seed, connections=CLIENTS)
             load.run(requests, move_cap)
             load.check_all()
-            rest(face)
+            rest(face, load)
             face.set_limits(cap_bytes=LOW, target_bytes=LOW)
             server.wait_until_holds(face, LOW)
             load.check_all()
@@ -80,15 +80,15 @@ def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, compress: str, 
             assert {name for name in PACKED if counters[name]} == set()
 
 
-def rest(face: StateFace) -> None:
-    """Leave half of the limit empty until something was written ahead of need."""
-    for _ in range(300):
-        cap = LOW + max(32 << 20, (face.ram_bytes() - LOW) * 3 // 2)
-        face.set_limits(cap_bytes=cap, target_bytes=cap)
-        time.sleep(0.1)
+def rest(face: StateFace, load: driver.Driver) -> None:
+    """Leave room, and pause now and then, until something was written ahead of need."""
+    face.set_limits(cap_bytes=LOW + (60 << 20), target_bytes=LOW + (60 << 20))
+    for _ in range(60):
+        load.run(300)
+        time.sleep(0.3)
         if server.fresh_counters(face)["written_ahead_segments"]:
             return
-    raise TimeoutError("nothing is written ahead")
+    raise TimeoutError(f"nothing is written ahead: {server.fresh_counters(face)}")
 
 
 def test_state_is_taken_over_after_a_clean_end_and_after_a_kill(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from swaptide.cache.segments cimport Segments, Waiter
 cdef enum:
     STRIPES = 64
     BOUNCE_BUFFERS = 16
-    RAM_UNPACKERS = 4
+    UNPACKERS = 4
     BOUNCE_CHUNKS = 33
     BOUNCE_BYTES = 147456       # BOUNCE_CHUNKS * 4112, and both ends widened to 4096
 
@@ -30,9 +30,8 @@ cdef class Log:
     cdef char *bounce_memory
     cdef char *bounce[BOUNCE_BUFFERS]
     cdef sealer sealers[BOUNCE_BUFFERS]     # each goes with its buffer
-    cdef unpacker unpackers[BOUNCE_BUFFERS]
-    cdef unpacker ram_unpackers[RAM_UNPACKERS]
-    cdef int free_unpackers[RAM_UNPACKERS]
+    cdef unpacker unpackers[UNPACKERS]
+    cdef int free_unpackers[UNPACKERS]
     cdef int n_unpackers
     cdef pthread_cond_t unpacker_free
     cdef int bounces

@@ -116,28 +116,25 @@ cdef class Log:
             self.bounce[i] = self.bounce_memory + i * BOUNCE_BYTES
             if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
                 raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
+        self.bounces = BOUNCE_BUFFERS
+        for i in range(UNPACKERS):
             if unpacker_init(&self.unpackers[i]) != 0:
                 raise MemoryError()
-        self.bounces = BOUNCE_BUFFERS
-        for i in range(RAM_UNPACKERS):
-            if unpacker_init(&self.ram_unpackers[i]) != 0:
-                raise MemoryError()
             self.free_unpackers[i] = i
-        self.n_unpackers = RAM_UNPACKERS
+        self.n_unpackers = UNPACKERS
 
     def __dealloc__(self):
         cdef int i
         for i in range(STRIPES):
             pthread_mutex_destroy(&self.stripes[i])
         pthread_mutex_destroy(&self.spill_lock)
-        for i in range(RAM_UNPACKERS):
-            unpacker_end(&self.ram_unpackers[i])
+        for i in range(UNPACKERS):
+            unpacker_end(&self.unpackers[i])
         pthread_cond_destroy(&self.bounce_free)
         pthread_cond_destroy(&self.unpacker_free)
         pthread_mutex_destroy(&self.bounce_lock)
         for i in range(BOUNCE_BUFFERS):
             seal_end(&self.sealers[i])
-            unpacker_end(&self.unpackers[i])
         free(self.bounce_memory)
 
     cdef uint64_t entry(self, uint64_t page) noexcept nogil:
@@ -279,9 +276,9 @@ cdef class Log:
         cdef int which
         cdef bint good
         if kind_of(entry) == STRONG:
-            # Not those of the bounce buffers: who holds one waits for the disk, and a pin must not.
+            # Who has one waits for nothing: a pin may be held meanwhile.
             which = self._take_unpacker()
-            good = unpack_strong(&self.ram_unpackers[which], piece, length_of(entry), to)
+            good = unpack_strong(&self.unpackers[which], piece, length_of(entry), to)
             self._give_unpacker(which)
         else:
             good = unpack_quick(piece, length_of(entry), to)
@@ -346,10 +343,8 @@ cdef class Log:
         """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these lie open
         in `plain`, as far apart."""
         cdef char piece[PAGE_BYTES]
-        cdef char page[PAGE_BYTES]
         cdef uint32_t at = offset_of(entry), length = length_of(entry), done, part
         cdef uint32_t last = ((at + length - 1) >> PAGE_SHIFT) - first
-        cdef char *to = page
         while opened[0] <= last:
             if not chunk_open(plain + opened[0] * STRIDE, &self.sealers[which], chunks + opened[0] * STRIDE,
                               &self.spill, write, slot, first + opened[0], NO_PAGE):
@@ -364,14 +359,7 @@ cdef class Log:
         if length == PAGE_BYTES:
             memcpy(buf, piece + skip, count)
             return 0
-        if count == PAGE_BYTES:
-            to = buf
-        if not (unpack_strong(&self.unpackers[which], piece, length, to) if kind_of(entry) == STRONG
-                else unpack_quick(piece, length, to)):
-            return -EIO
-        if to != buf:
-            memcpy(buf, page + skip, count)
-        return 0
+        return self._unpack(buf, count, skip, entry, piece)
 
     cdef char *_take_bounce(self) noexcept nogil:
         cdef char *buffer

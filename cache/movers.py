@@ -170,13 +170,13 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     keep_raw = max(RAW_LEAST, int(min(now.limit * RAW_SHARE, wish.demand * RAW_SECONDS)))
     may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
     unpacked = max(0, now.raw - keep_raw) if may_pack else 0
-    if unpacked and short > 0 and not clean_ram:
+    if unpacked and short > 0 and (over > 0 or not clean_ram):
         most = max(1, CORES - 1) if now.waiting else PACKERS
         pack = max(0, min(most - busy.packing, unpacked, short))
         if not now.waiting and not wish.hurry:
             # What does not shrink goes to disk; and one more where packers lack a slot to pack into.
             stiff = now.dirty - now.raw - now.packed
-            lacking = now.free <= 2 and not busy.packing and not now.writing
+            lacking = now.free <= 2 and not now.writing
             spill = min(spill, max(stiff, int(lacking)))
     strengthen = False
     if short <= 0 and drop == 0:

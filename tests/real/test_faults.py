@@ -42,6 +42,9 @@ DISK = 5
 WRITING, CLEAN = 3, 4  # cache/entry.pxd
 PIECE = 2
 
+# All that is in RAM is there alone.
+NOTHING_AHEAD = {"clean-ahead": "0%"}
+
 both = pytest.mark.parametrize("encrypt", ["yes", "no"])
 
 
@@ -233,7 +236,9 @@ def test_while_writes_fail_everything_stays_in_ram(
 ) -> None:
     with (
         stores.faulty(tmp_path / "store", SHAPE.spill_bytes, error) as store,
-        server.serving(tmp_path, size=str(SIZE), ram="96M", spill=str(store.path), encrypt=encrypt) as disk,
+        server.serving(
+            tmp_path, size=str(SIZE), ram="96M", spill=str(store.path), encrypt=encrypt, **NOTHING_AHEAD
+        ) as disk,
         guest_of(disk) as guest,
         disk.face() as face,
     ):

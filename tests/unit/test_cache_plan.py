@@ -238,7 +238,9 @@ def test_packers_hold_none_once_packing_is_switched_off() -> None:
     free=st.integers(0, 20),
     shares=st.tuples(st.integers(0, 100), st.integers(0, 100)),
     dirty=st.integers(1, 300),
-    wish=st.builds(movers.Wish, *[st.booleans()] * 3, st.integers(0, 80), st.floats(0, 1000), *[st.booleans()] * 2),
+    wish=st.builds(
+        movers.Wish, *[st.booleans()] * 3, st.integers(0, 80), st.floats(0, 1000), *[st.booleans()] * 2
+    ),
     emptiest=st.integers(0, FULL),
     waiting=st.integers(0, 16),
 )

@@ -42,8 +42,8 @@ DISK = 5
 WRITING, CLEAN = 3, 4  # cache/entry.pxd
 PIECE = 2
 
-# All that is in RAM is there alone.
-NOTHING_AHEAD = {"clean-ahead": "0%"}
+# Of clean-ahead: all that is in RAM is there alone.
+NOTHING = "0%"
 
 both = pytest.mark.parametrize("encrypt", ["yes", "no"])
 
@@ -237,7 +237,7 @@ def test_while_writes_fail_everything_stays_in_ram(
     with (
         stores.faulty(tmp_path / "store", SHAPE.spill_bytes, error) as store,
         server.serving(
-            tmp_path, size=str(SIZE), ram="96M", spill=str(store.path), encrypt=encrypt, **NOTHING_AHEAD
+            tmp_path, size=str(SIZE), ram="96M", spill=str(store.path), encrypt=encrypt, clean_ahead=NOTHING
         ) as disk,
         guest_of(disk) as guest,
         disk.face() as face,

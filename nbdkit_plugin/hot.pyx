@@ -59,7 +59,7 @@ ctypedef int (*nanosleep_t)(unsigned seconds, unsigned nanoseconds) noexcept nog
 
 cdef enum:
     MAX_REQUEST = 1048576           # geometry.MAX_REQUEST_BYTES
-    SMALL_REQUEST = 32768           # copied with the GIL held
+    SMALL_REQUEST = 8192            # copied with the GIL held
     FLAG_MAY_TRIM = 1               # NBDKIT_FLAG_MAY_TRIM; compared with nbdkit's own at import
 
 cdef Log _log = None

@@ -26,6 +26,7 @@ from swaptide.cache.codec cimport (
     unpacker_init,
 )
 from swaptide.cache.entry cimport (
+    ABSENT,
     CHUNKS,
     CONTENT_BYTES,
     PAGE_BYTES,
@@ -297,6 +298,16 @@ cdef class Moves:
             page += 1
         return found
 
+    cdef uint64_t _live_entry(self, uint32_t segment, char *content, uint32_t ordinal,
+                              uint32_t *page) noexcept nogil:
+        """The entry of the `ordinal`-th page in a claimed segment's reverse map, ABSENT where it is dead."""
+        cdef uint64_t entry
+        page[0] = rmap_of(content, ordinal)[0]
+        if page[0] >= self.log.map.pages:
+            return ABSENT
+        entry = self.log.entry(page[0])
+        return entry if is_piece(entry) and segment_of(entry) == segment else ABSENT
+
     cdef int _move_live(self, uint32_t segment, char *content, uint32_t count, char *image,
                         uint32_t slot) noexcept nogil:
         """Copy what lives of a claimed segment to the cleaner's; returns pages moved or a negative errno.
@@ -308,11 +319,8 @@ cdef class Moves:
         cdef uint64_t old
         cdef int moved = 0, failed = 0, result
         for ordinal in range(count):
-            page = rmap_of(content, ordinal)[0]
-            if page >= self.log.map.pages:
-                continue
-            old = self.log.entry(page)
-            if not is_piece(old) or segment_of(old) != segment:
+            old = self._live_entry(segment, content, ordinal, &page)
+            if old == ABSENT:
                 continue
             if image != NULL:
                 page_of_chunk = page if entry.flags & ALIGNED_FLAG else <uint32_t> NO_PAGE
@@ -399,12 +407,9 @@ cdef class Moves:
         cdef uint64_t entry
         cdef int tried = 0, shrunk = 0
         while ordinal < count:
-            page = rmap_of(content, ordinal)[0]
+            entry = self._live_entry(segment, content, ordinal, &page)
             ordinal += step
-            if page >= self.log.map.pages:
-                continue
-            entry = self.log.entry(page)
-            if not is_piece(entry) or segment_of(entry) != segment:
+            if entry == ABSENT:
                 continue
             tried += 1
             if length_of(entry) < PAGE_BYTES or self._pack_page(with_, content + offset_of(entry), strong):
@@ -426,11 +431,8 @@ cdef class Moves:
         cdef int head, kind, result = 1
         cdef char *piece
         for ordinal in range(count):
-            page = rmap_of(content, ordinal)[0]
-            if page >= self.log.map.pages:
-                continue
-            old = self.log.entry(page)
-            if not is_piece(old) or segment_of(old) != segment:
+            old = self._live_entry(segment, content, ordinal, &page)
+            if old == ABSENT:
                 continue
             piece = content + offset_of(old)
             length = length_of(old)
@@ -478,11 +480,8 @@ cdef class Moves:
         content = self.log.content(segment)
         count = self.log.map.segment_table[segment].count
         for ordinal in range(count):
-            page = rmap_of(content, ordinal)[0]
-            if page >= self.log.map.pages:
-                continue
-            old = self.log.entry(page)
-            if not is_piece(old) or segment_of(old) != segment:
+            old = self._live_entry(segment, content, ordinal, &page)
+            if old == ABSENT:
                 continue
             piece = content + offset_of(old)
             length = length_of(old)

@@ -220,6 +220,7 @@ class Engine:
         self._governor = Governor(
             mapping, self.segments, movers, self._state.fd, self._state.path, self._spill.reserved_bytes
         )
+        movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
         self._runner.start()
         self._announce(os.getpid(), 1)

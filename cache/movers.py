@@ -270,6 +270,14 @@ class Movers:
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
 
+    def prepare(self) -> None:
+        """Have the first segments there before the first request comes; the loop does not run yet.
+
+        Where the host or the target has no room for them, the first writers wait as any other.
+        """
+        self._look()
+        self._try_populate(LEAST_FREE)
+
     async def run(self) -> None:
         """Move until cancelled; moves under way are waited for."""
         loop = asyncio.get_running_loop()

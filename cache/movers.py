@@ -41,8 +41,10 @@ SPILL_BATCH: Final = 8
 LEAST_FREE: Final = 2
 MOST_FREE: Final = 16
 DEMAND_SECONDS: Final = 0.05
-# Free RAM slots beyond twice the wish that are kept before any is given back.
+# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills
+# in so many seconds: what it overwrites comes free in bursts, and a slot made anew costs as much as filling it.
 SPARE_SLOTS: Final = 2
+SPARE_SECONDS: Final = 2.0
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
@@ -202,7 +204,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
-    keep = 2 * wanted + SPARE_SLOTS
+    keep = 2 * wanted + SPARE_SLOTS + int(wish.demand * SPARE_SECONDS)
     return Plan(
         punch=now.to_punch > 0 or (over > 0 and now.free > 1),
         release=now.free - keep if now.free > keep and not now.waiting else 0,

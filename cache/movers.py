@@ -53,7 +53,8 @@ PACK_LEAST_SLOTS: Final = 16
 # What the guest wrote in the last seconds is not packed, up to an eighth: it is overwritten or read soonest.
 RAW_SHARE: Final = 1 / 8
 RAW_SECONDS: Final = 2.0
-RAW_LEAST: Final = 2
+# A segment that the guest has left half full for so long is closed where RAM is scarce: then it packs as well.
+LEFT_SECONDS: Final = 2.0
 # Free slots that packers find while RAM is taken back; see Segments.keep_free.
 PACK_FREE_SLOTS: Final = 5
 # Ahead of need something is packed from three quarters of the limit on, and written from half of it on.
@@ -99,6 +100,7 @@ class Snapshot(NamedTuple):
     raw: int  # of the dirty ones: may shrink
     packed: int  # of the dirty ones: has shrunk
     packers_open: int
+    guest_fill: int  # bytes, in the segment that the guest writes to; 0 for none
 
 
 class Busy(NamedTuple):
@@ -112,7 +114,7 @@ class Wish(NamedTuple):
     """What is wanted beyond the limit, and what the host has to spare.
 
     `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
-    `demand`: segments that were opened lately, per second.
+    `demand`: segments that the guest filled lately, per second.
     """
 
     compress: bool = False
@@ -137,8 +139,10 @@ class Plan(NamedTuple):
     clean_disk: bool = False
     pack: int = 0
     keep_raw: int = 0
+    keep_free: int = 1  # free slots that stay while RAM is taken back; see Segments.keep_free
     strengthen: bool = False
     seal_packers: bool = False
+    seal_guest: bool = False  # if it has not been written to for a while
     ahead: bool = False  # there is something to be done in idle moments
 
 
@@ -152,8 +156,13 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     """
     wanted = max(LEAST_FREE, min(MOST_FREE, math.ceil(wish.demand * DEMAND_SECONDS), now.limit // 8))
     over = now.populated - now.to_punch - now.limit
+    keep_raw = int(min(now.limit * RAW_SHARE, wish.demand * RAW_SECONDS))
+    may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
+    unpacked = max(0, now.raw - keep_raw) if may_pack else 0
+    keep_free = PACK_FREE_SLOTS if unpacked or busy.packing else 1
     if over > 0:
-        short = over + (1 if now.waiting else 0)
+        # Free slots are given back as they are, down to those that are kept.
+        short = over + 1 if now.waiting else over - max(0, now.free - keep_free)
     elif now.populated >= now.limit:
         short = wanted - now.free
     else:
@@ -169,9 +178,6 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
         # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
         spill = min(spill, now.cleaner_waits)
     pack, ahead = 0, False
-    keep_raw = max(RAW_LEAST, int(min(now.limit * RAW_SHARE, wish.demand * RAW_SECONDS)))
-    may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
-    unpacked = max(0, now.raw - keep_raw) if may_pack else 0
     if unpacked and short > 0 and (over > 0 or not clean_ram):
         most = max(1, CORES - 1) if now.waiting else PACKERS
         pack = max(0, min(most - busy.packing, unpacked, short))
@@ -181,9 +187,9 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
             lacking = now.free <= 2 and not now.writing
             spill = min(spill, max(stiff, int(lacking)))
     strengthen = False
+    scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
     if short <= 0 and drop == 0:
         stiff = now.dirty - now.raw - now.packed
-        scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
         better = wish.strengthen and now.packed > 0 and scarce
         if unpacked and scarce:
             ahead = True
@@ -216,8 +222,10 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
         clean_disk=clean_disk,
         pack=pack,
         keep_raw=keep_raw,
+        keep_free=keep_free,
         strengthen=strengthen,
         seal_packers=not may_pack and bool(now.packers_open),
+        seal_guest=may_pack and scarce and not unpacked and now.guest_fill > 0,
         ahead=ahead,
     )
 
@@ -264,6 +272,8 @@ class Movers:
         self._strengthen_at = 0.0
         self._lowered_at = 0.0
         self._last_limit = 0
+        self._guest_at = (0, 0)  # how many segments it began, and how full the last one is
+        self._guest_since = 0.0
         self._ahead = False
         self._disk_idle = False
         self._looked_at = 0.0
@@ -332,9 +342,12 @@ class Movers:
         busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
         todo = plan(now, busy, self._wish(now), emptiest)
         self._ahead = todo.ahead
-        self._segments.set_keep_free(PACK_FREE_SLOTS if todo.pack or busy.packing else 1)
+        self._segments.set_keep_free(todo.keep_free)
         if todo.seal_packers and not busy.packing:
             self._segments.seal_packers()
+            self._awake.set()
+        if todo.seal_guest and self._guest_left(now):
+            self._segments.seal_guest(now.guest_fill)
             self._awake.set()
         if (todo.punch or todo.drop or todo.release) and not self._moving_memory:
             self._moving_memory = True
@@ -372,6 +385,13 @@ class Movers:
             idle_core=spare.cores >= IDLE_CORES,
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )
+
+    def _guest_left(self, now: Snapshot) -> bool:
+        """Whether the guest has written nothing for a while."""
+        at, clock = (self._moves.segments_opened(), now.guest_fill), time.monotonic()
+        if at != self._guest_at:
+            self._guest_at, self._guest_since = at, clock
+        return clock - self._guest_since >= LEFT_SECONDS
 
     def _disk_is_idle(self) -> bool:
         """Whether no read went to the disk since the last time that this was asked, a while ago."""

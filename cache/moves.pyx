@@ -88,6 +88,7 @@ cdef struct Packing:
     unpacker undo
     char page[PAGE_BYTES]
     char piece[PAGE_BYTES]
+    bint all_shrink     # of those that were tried of the segment under way
 
 
 cdef class Moves:
@@ -373,7 +374,7 @@ cdef class Moves:
     def pack(self, int worker, uint32_t keep, bint strong):
         """Pack the coldest segment that may shrink, while there are more than `keep` of these.
 
-        Pages that do not shrink are gathered in segments of their own.  `worker` is one of the packers; no
+        Pages that do not shrink are gathered in segments of their own, but for the odd one.  `worker` is one of the packers; no
         two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk first; 0: nothing
         to do; -EAGAIN: no RAM slot to pack into.
         """
@@ -414,6 +415,8 @@ cdef class Moves:
             tried += 1
             if length_of(entry) < PAGE_BYTES or self._pack_page(with_, content + offset_of(entry), strong):
                 shrunk += 1
+        # A segment of its own for the odd page costs more RAM than the page does among the others.
+        with_.all_shrink = shrunk == tried
         # Where too little lives to tell, packing costs nothing.
         return shrunk >= SAMPLE_LEAST or tried < SAMPLE / 2
 
@@ -448,7 +451,8 @@ cdef class Moves:
                     kind = STRONG if strong else PIECE
                 else:
                     length = PAGE_BYTES
-                    head = SOLID
+                    if not with_.all_shrink:
+                        head = SOLID
             point("pack: packed")
             if self._move_piece(head, page, old, kind, piece, length) < 0:
                 result = -EAGAIN
@@ -502,8 +506,8 @@ cdef class Moves:
         return result
 
     def segments_opened(self):
-        """Segments that were begun so far."""
-        return self.segments.log_clock
+        """Segments that the guest began to fill so far."""
+        return self.segments.guest_opened
 
     def misses(self):
         """Pages that were read from the disk so far."""

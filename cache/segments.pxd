@@ -70,6 +70,7 @@ cdef class Segments:
     cdef uint64_t private_bytes
     cdef uint64_t charged_bytes, granted_bytes      # of the tables: counted in the limit, and usable
     cdef uint32_t host_limit, keep_free
+    cdef uint64_t guest_opened      # segments that the guest began to fill, since this process started
     cdef bint stopping
     cdef int kick_fd
     cdef int32_t kicked

@@ -361,6 +361,7 @@ cdef class Segments:
         entry.fill = 0
         entry.count = 0
         if head == GUEST:
+            self.guest_opened += 1
             entry.flags = ALIGNED_FLAG
         elif head == COLD:
             entry.flags = COLD_FLAG
@@ -407,6 +408,15 @@ cdef class Segments:
         for head in range(PACK, HEADS):
             if self.heads[head].segment != NO_SEGMENT:
                 self._seal(head)
+        pthread_mutex_unlock(&self.lock)
+
+    def seal_guest(self, uint32_t fill):
+        """Close the guest's segment if it is still as full as that, in bytes."""
+        cdef uint32_t segment
+        pthread_mutex_lock(&self.lock)
+        segment = self.heads[GUEST].segment
+        if segment != NO_SEGMENT and self.map.segment_table[segment].fill == fill:
+            self._seal(GUEST)
         pthread_mutex_unlock(&self.lock)
 
     # Freeing.  A segment is freed by whoever takes away the last of: its live pieces, its pins, its claim.
@@ -905,7 +915,7 @@ cdef class Segments:
 
     def snapshot(self):
         """The numbers that decide what moves next, taken together: see movers.Snapshot."""
-        cdef uint32_t numbers[14]
+        cdef uint32_t numbers[15]
         # No Python object is made under the lock: that may run the collector, which may give up the GIL,
         # and whoever takes it may want the lock.
         pthread_mutex_lock(&self.lock)
@@ -924,6 +934,9 @@ cdef class Segments:
         numbers[12] = self.dirty_segments[PACKED]
         numbers[13] = (self.heads[PACK].segment != NO_SEGMENT or self.heads[SOLID].segment != NO_SEGMENT
                        or self.heads[STRONG_PACK].segment != NO_SEGMENT)
+        numbers[14] = 0
+        if self.heads[GUEST].segment != NO_SEGMENT:
+            numbers[14] = self.map.segment_table[self.heads[GUEST].segment].fill
         pthread_mutex_unlock(&self.lock)
         return tuple([number for number in numbers])
 

@@ -307,6 +307,18 @@ def test_what_does_not_shrink_goes_to_disk_first_and_by_itself(hand: Hand) -> No
     hand.check()
 
 
+def test_the_odd_page_that_does_not_shrink_stays_with_the_others(hand: Hand) -> None:
+    odd = PIECES // 2 + 1  # not one of those that are tried beforehand
+    hand.write(range(PIECES), lambda key: (noise if key == odd else text)(key))
+    assert hand.pack() == 1
+    assert hand.home(odd).segment == hand.home(0).segment and hand.home(odd).length == PAGE
+    hand.check()
+    hand.ebb()
+    hand.check()
+    hand.again()
+    hand.check()
+
+
 @pytest.mark.parametrize("encrypt", [True, False])
 @pytest.mark.parametrize("strong", [False, True])
 def test_packed_pages_come_back_from_disk(disks: Maker, strong: bool, encrypt: bool) -> None:
@@ -551,6 +563,24 @@ def test_what_died_while_it_was_open_is_free_when_it_is_closed(hand: Hand) -> No
     assert movers.Snapshot(*hand.made.segments.snapshot()).free == before.free + 1
 
 
+def test_a_segment_that_the_guest_left_half_full_is_closed_and_packs(hand: Hand) -> None:
+    hand.write(range(PIECES // 2), text)
+    left = hand.home(0).segment
+    fill = movers.Snapshot(*hand.made.segments.snapshot()).guest_fill
+    assert fill == PIECES // 2 * PAGE == hand.part(left).fill
+    hand.made.segments.seal_guest(fill - PAGE)  # it was written to since
+    assert hand.part(left).state == OPEN and hand.pack() == 0
+    hand.made.segments.seal_guest(fill)
+    assert movers.Snapshot(*hand.made.segments.snapshot()).guest_fill == 0
+    assert hand.part(left).state == DIRTY and hand.pack() == 1
+    assert hand.part(left).state == FREE
+    hand.check()
+    hand.write(range(10), text, 1)  # the next write begins another
+    hand.check()
+    hand.again()
+    hand.check()
+
+
 def test_every_head_of_the_packers_is_seen_and_closed(hand: Hand) -> None:
     def is_open() -> bool:
         return bool(movers.Snapshot(*hand.made.segments.snapshot()).packers_open)
@@ -613,8 +643,12 @@ class Chance:
         self.hand.room(4)
         self.hand.made.moves.strengthen(key % movers.PACKERS)
 
-    def seal(self, _key: int) -> None:
-        self.hand.made.segments.seal_packers()
+    def seal(self, key: int) -> None:
+        segments = self.hand.made.segments
+        if key % 2:
+            segments.seal_packers()
+        else:
+            segments.seal_guest(movers.Snapshot(*segments.snapshot()).guest_fill)
 
     def spill(self, key: int) -> None:
         for _ in range(1 + key % 4):

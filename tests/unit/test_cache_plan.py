@@ -26,6 +26,7 @@ def snapshot(**changes: int) -> movers.Snapshot:
         raw=0,
         packed=0,
         packers_open=0,
+        guest_fill=0,
     )
     return rest._replace(**changes)
 
@@ -42,7 +43,7 @@ def planned(wish: movers.Wish = NO_WISH, busy: movers.Busy = NOTHING, /, **chang
 
 def test_a_disk_at_rest_moves_nothing() -> None:
     todo = planned()
-    assert todo == movers.Plan(keep_raw=movers.RAW_LEAST)
+    assert todo == movers.Plan()
 
 
 def test_below_the_limit_free_slots_are_made_not_taken() -> None:
@@ -117,6 +118,7 @@ def test_over_the_limit_something_always_happens(limit: int, dirty: int, clean: 
 # With packing.
 
 LZ4 = movers.Wish(compress=True, demand=160.0)
+QUIET = movers.Wish(compress=True)
 IDLE = movers.Wish(compress=True, clean=25, demand=160.0, idle_core=True, idle_disk=True)
 
 
@@ -163,9 +165,9 @@ def test_packers_that_are_all_busy_are_not_given_more() -> None:
 
 
 def test_the_youngest_are_not_packed() -> None:
-    assert full(limit=48, raw=6).pack == 0
-    assert full(limit=48, raw=6).spill > 0
-    assert full(limit=48, raw=7).pack == 1
+    assert full(limit=48, raw=6, free=1).pack == 0
+    assert full(limit=48, raw=6, free=1).spill > 0
+    assert full(limit=48, raw=7, free=1).pack == 1
     assert full(limit=48).keep_raw == 6
 
 
@@ -220,6 +222,35 @@ def test_packing_anew_is_for_idle_cores_and_a_wish() -> None:
     assert not planned(IDLE._replace(strengthen=True), movers.Busy(packing=1), **changes).strengthen
 
 
+def test_what_is_kept_raw_is_what_the_guest_wrote_in_the_last_seconds() -> None:
+    assert planned(QUIET, limit=50, free=2, raw=40).keep_raw == 0
+    assert planned(QUIET._replace(demand=1.0), limit=50, raw=40).keep_raw == 2
+    assert planned(QUIET._replace(demand=100.0), limit=50, raw=40).keep_raw == 6
+
+
+def test_free_slots_are_given_back_before_anything_is_written_out() -> None:
+    todo = planned(limit=47, populated=50, free=6)
+    assert todo.punch and todo.spill == todo.drop == 0 and todo.keep_free == 1
+    assert planned(limit=44, populated=50, free=6).spill == 1
+    packs = planned(QUIET, limit=47, populated=50, free=6, raw=42)
+    assert packs.keep_free == movers.PACK_FREE_SLOTS and packs.pack and packs.spill == 0
+    assert planned(limit=47, populated=50, free=6, waiting=1).spill > 0
+
+
+def test_what_the_guest_overwrites_is_kept_for_its_next_writes() -> None:
+    assert planned(free=40).release > 0
+    assert planned(movers.Wish(demand=20.0), free=40).release == 0
+
+
+def test_the_guests_segment_is_closed_where_all_else_is_packed_and_ram_is_scarce() -> None:
+    changes = {"populated": 80, "free": 4, "dirty": 70, "packed": 70, "guest_fill": 4096}
+    assert planned(QUIET, **changes).seal_guest
+    assert not planned(QUIET, **{**changes, "guest_fill": 0}).seal_guest
+    assert not planned(QUIET, **{**changes, "raw": 20, "packed": 50}).seal_guest
+    assert not planned(QUIET, **{**changes, "populated": 70}).seal_guest
+    assert not planned(movers.Wish(), **changes).seal_guest
+
+
 @pytest.mark.parametrize("limit", range(6, 20))
 def test_below_sixteen_slots_packers_hold_none(limit: int) -> None:
     todo = planned(LZ4, limit=limit, populated=limit, free=0, dirty=limit - 2, raw=limit - 2, packers_open=1)
@@ -261,7 +292,7 @@ def test_over_the_limit_something_always_happens_with_packing_too(
     assert todo.spill or todo.drop or todo.punch or todo.clean_ram or todo.pack
     assert 0 <= todo.pack <= min(movers.PACKERS, raw)
     assert 0 <= todo.spill <= min(movers.SPILLERS, dirty)
-    if wish.hurry or waiting:
+    if (wish.hurry and above >= free) or waiting:
         assert todo.spill or todo.clean_ram
     assert not todo.strengthen
 

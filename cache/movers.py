@@ -41,8 +41,8 @@ SPILL_BATCH: Final = 8
 LEAST_FREE: Final = 2
 MOST_FREE: Final = 16
 DEMAND_SECONDS: Final = 0.05
-# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills
-# in so many seconds: what it overwrites comes free in bursts, and a slot made anew costs as much as filling it.
+# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills in
+# so many seconds: what it overwrites comes free in bursts, and making a slot anew costs as much as filling it.
 SPARE_SLOTS: Final = 2
 SPARE_SECONDS: Final = 2.0
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
@@ -53,7 +53,7 @@ PACK_LEAST_SLOTS: Final = 16
 # What the guest wrote in the last seconds is not packed, up to an eighth: it is overwritten or read soonest.
 RAW_SHARE: Final = 1 / 8
 RAW_SECONDS: Final = 2.0
-# A segment that the guest has left half full for so long is closed where RAM is scarce: then it packs as well.
+# A segment that the guest left half full for so long is closed where RAM is scarce: then it packs as well.
 LEFT_SECONDS: Final = 2.0
 # Free slots that packers find while RAM is taken back; see Segments.keep_free.
 PACK_FREE_SLOTS: Final = 5

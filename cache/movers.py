@@ -41,8 +41,8 @@ SPILL_BATCH: Final = 8
 LEAST_FREE: Final = 2
 MOST_FREE: Final = 16
 DEMAND_SECONDS: Final = 0.05
-# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills in
-# so many seconds: what it overwrites comes free in bursts, and making a slot anew costs as much as filling it.
+# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills
+# in so many seconds: what it overwrites comes free in bursts, and making slots anew costs as much as that.
 SPARE_SLOTS: Final = 2
 SPARE_SECONDS: Final = 2.0
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.

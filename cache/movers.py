@@ -70,6 +70,8 @@ BACK_OFF_SECONDS: Final = 0.1
 PAUSE_SECONDS: Final = 0.01
 # Reading the cgroups' files takes tens of microseconds, and a busy disk looks thousands of times a second.
 ASK_HOST_SECONDS: Final = 0.02
+# Of the time, what looking for the emptiest segment may take.
+EMPTIEST_SHARE: Final = 0.1
 # How long a segment whose read failed is left alone.
 FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
@@ -272,6 +274,8 @@ class Movers:
         self._strengthen_at = 0.0
         self._lowered_at = 0.0
         self._last_limit = 0
+        self._emptiest = geometry.CONTENT_BYTES
+        self._emptiest_at = 0.0
         self._guest_at = (0, 0)  # how many segments it began, and how full the last one is
         self._guest_since = 0.0
         self._ahead = False
@@ -337,8 +341,7 @@ class Movers:
             self._segments.set_host_limit(max(0, populated + spare))
 
     def _start(self, now: Snapshot) -> None:
-        at_limit = now.populated >= now.limit
-        emptiest = self._segments.emptiest_in_ram() if at_limit else geometry.CONTENT_BYTES
+        emptiest = self._look_for_emptiest() if now.populated >= now.limit else geometry.CONTENT_BYTES
         busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
         todo = plan(now, busy, self._wish(now), emptiest)
         self._ahead = todo.ahead
@@ -364,6 +367,17 @@ class Movers:
         if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
             self._cleaning = True
             self._spawn(self._clean(todo.clean_disk, todo.clean_ram, by_age=not now.waiting))
+
+    def _look_for_emptiest(self) -> int:
+        """The weight of the emptiest segment in RAM, as of a moment ago: that walks over all segments in use,
+        which takes microseconds on most disks, but milliseconds on one of a TiB.
+        """
+        begun = time.monotonic()
+        if begun >= self._emptiest_at:
+            self._emptiest = self._segments.emptiest_in_ram()
+            took = time.monotonic() - begun
+            self._emptiest_at = begun + took / EMPTIEST_SHARE
+        return self._emptiest
 
     def order(self, orders: "Orders") -> None:
         """Take new orders; in force from the next look on.  Any thread may call this."""

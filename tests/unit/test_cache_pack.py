@@ -232,6 +232,7 @@ def disks(tmp_path: pathlib.Path) -> Iterator[Maker]:
     with contextlib.ExitStack() as stack:
 
         def make(size: int = SIZE, encrypt: bool = True) -> Hand:
+            stack.close()
             stack.callback(state.unlink, missing_ok=True)
             hand = Hand(state, tmp_path / "spill", size, encrypt)
             stack.callback(hand.close)

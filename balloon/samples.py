@@ -27,7 +27,8 @@ class Disk(msgspec.Struct, frozen=True):
 
     `reads_by_age` counts pages that were read, in RAM or on disk, since the disk was made, by cache.ages'
     buckets; `live_bytes_by_age` is what lives in the same buckets, in bytes of RAM that it takes or would
-    take; `missed_pages` were read from the store.
+    take; `missed_pages` were read from the store.  `written_bytes` is what the guest has written since the
+    disk was made; only the simulator reads it, and does with 0 where a trace has none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Disk(msgspec.Struct, frozen=True):
     live_bytes_by_age: tuple[int, ...]
     missed_pages: int = 0
     degraded: bool = False
+    written_bytes: int = 0
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -64,7 +66,8 @@ class Sample(msgspec.Struct, frozen=True):
 
     `pressed`: a pressure trigger fired since the last sample.  `held_bytes` is what reservations keep
     free beyond every room's own reserve.  `wanted_bytes` is what a reservation under way asks to be free in
-    the first room, reserve not counted; None for none.
+    the first room, reserve not counted; None for none.  `wanted_seconds` is what is left of its time, None
+    where that is not known.
     """
 
     at_seconds: float
@@ -74,6 +77,7 @@ class Sample(msgspec.Struct, frozen=True):
     pressed: bool = False
     held_bytes: int = 0
     wanted_bytes: int | None = None
+    wanted_seconds: float | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -84,7 +84,7 @@ def decide(settings: Settings, memory: Memory, sample: samples.Sample) -> tuple[
 
 
 def _on_time(memory: Memory, at_seconds: float) -> tuple[Memory, float]:
-    """The sample's time; for one that goes back what is remembered by time is forgotten, as after pressure."""
+    """The sample's time; where it goes back, what is remembered by time is forgotten, as after pressure."""
     last = memory.at_seconds
     if not math.isfinite(at_seconds) or abs(at_seconds) > 1e12:
         return memory, last if last is not None else 0.0

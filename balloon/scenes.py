@@ -116,18 +116,20 @@ def eater(seed: int) -> Iterator[samples.Sample]:
 
 
 def two_guests(seed: int) -> Iterator[samples.Sample]:
-    """One guest thrashes while the host has memory to spare; then the host has none, and the other is idle."""
+    """One guest thrashes while the host has memory to spare; later it has none, and the other guest is
+    idle.
+    """
     chance = random.Random(seed)
     disk = Guestlike("busy", chance, GIB)
     swapped = [0, 0]
-    for at in _times(360):
+    for at in _times(420):
         thrashes = 30 <= at < 150
         disk.set_bytes = 700 * MIB
         disk.writes, disk.reads = (40 * MIB, 8000) if thrashes else (MIB, 10)
         disk.tick(TICK_SECONDS)
         swapped[0] += int(disk.reads * geometry.PAGE_BYTES * TICK_SECONDS)
         swapped[1] += int(disk.writes * TICK_SECONDS)
-        eaten = 0 if at < 200 else min(4608 * MIB, int((at - 200) * 200e6))
+        eaten = 0 if not 180 <= at < 330 else min(5 * GIB, int((at - 180) * 60e6))
         said = int(at / 2) * 2.0
         busy = samples.Guest("busy", GIB, GIB, 2 * GIB, at - said, 100 * MIB, swapped[0], swapped[1])
         idle = samples.Guest("idle", 4 * GIB, GIB, 4 * GIB, at - said, 3 * GIB, 0, 0)

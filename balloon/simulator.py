@@ -72,7 +72,7 @@ class Plant:
         for gone in self._ram.keys() - disks.keys():
             del self._ram[gone], self._targets[gone], self._missed[gone]
         guests = {guest.name: guest for guest in recorded.guests}
-        for name, guest in guests.items():
+        for guest in guests.values():
             self._inflate(guest, passed)
         for gone in self._actual.keys() - guests.keys():
             del self._actual[gone]
@@ -168,6 +168,15 @@ def replay(
     plant = Plant(settings, shrink_bytes_per_second)
     for recorded in trace:
         yield plant.step(recorded)
+
+
+def with_reserve(trace: Iterable[samples.Sample], reserve_bytes: int | None) -> Iterator[samples.Sample]:
+    """A trace whose rooms leave so much free; None: as it is."""
+    for sample in trace:
+        if reserve_bytes is not None:
+            rooms = [msgspec.structs.replace(room, reserve_bytes=reserve_bytes) for room in sample.rooms]
+            sample = msgspec.structs.replace(sample, rooms=tuple(rooms))
+        yield sample
 
 
 def _written(disk: samples.Disk, before: samples.Disk) -> int:

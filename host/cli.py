@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import cli_disk, common
+from swaptide.host import cli_disk, cli_simulate, common
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +20,7 @@ def cli() -> None:
 
 
 cli.add_command(cli_disk.disk)
+cli.add_command(cli_simulate.simulate)
 
 
 @cli.command()

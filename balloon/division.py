@@ -48,14 +48,24 @@ def divide(claims: Sequence[Claim], budget_bytes: int, fairness: float = FAIRNES
         return lows
     if budget_bytes >= sum(highs):
         return highs
-    price = max(LEAST_PRICE, fairness * _last_part(claims, budget_bytes))
-    parts = _level(claims, budget_bytes, price)
+    parts = _level(claims, budget_bytes, price_of(claims, budget_bytes, fairness))
     return [min(high, max(low, math.floor(part))) for low, high, part in zip(lows, highs, parts, strict=True)]
+
+
+def price_of(claims: Sequence[Claim], budget_bytes: int, fairness: float = FAIRNESS) -> float:
+    """The price of size at this budget, in page reads per second."""
+    return max(LEAST_PRICE, fairness * _last_part(claims, budget_bytes)) if claims else LEAST_PRICE
+
+
+def worth(claim: Claim, size_bytes: int, price: float) -> float:
+    """What divide() makes the most of, summed over all disks: the integral of what each byte is worth."""
+    saved = curves.hits(claim.curve, size_bytes)
+    return weight_of(claim.weight) * (saved + price * math.log(max(1, size_bytes)))
 
 
 def weight_of(weight: float) -> float:
     """A weight that can be reckoned with."""
-    return min(GREATEST_WEIGHT, max(LEAST_WEIGHT, float(weight)))
+    return float(min(GREATEST_WEIGHT, max(LEAST_WEIGHT, weight)))
 
 
 def _last_part(claims: Sequence[Claim], budget_bytes: int) -> float:

@@ -45,6 +45,11 @@ def bounded(value: int) -> int:
     return min(MOST_BYTES, max(0, int(value)))
 
 
+def dead_band(size_bytes: int, share: float, least_bytes: int) -> int:
+    """What comes and goes in a room of this size without meaning anything."""
+    return max(least_bytes, int(size_bytes * share))
+
+
 def follow(
     last: Falls, rooms: Iterable[samples.Room], ram: Mapping[str, int], passed: float, smooth_seconds: float
 ) -> Falls:
@@ -73,8 +78,13 @@ def look(
     ahead_seconds: float,
     ahead_share: float,
     plenty_share: float,
+    band_share: float,
+    band_least_bytes: int,
 ) -> Outlook | None:
-    """What is spare; None where no room is known, so that nothing can be said."""
+    """What is spare; None where no room is known, so that nothing can be said.
+
+    Of what a room will have lost, half the dead band is taken for noise, which looking ahead makes louder.
+    """
     spares: list[int] = []
     soons: list[int] = []
     tight = False
@@ -85,7 +95,8 @@ def look(
             kept = max(kept, bounded(sample.wanted_bytes))
         spare = bounded(room.free_bytes) - kept - held
         fall = max(0.0, falls.per_second.get(room.name, 0.0))
-        soon = spare - int(min(fall * ahead_seconds, size * ahead_share))
+        noise = dead_band(size, band_share, band_least_bytes) / 2
+        soon = spare - int(max(0.0, min(fall * ahead_seconds, size * ahead_share) - noise))
         tight = tight or soon < size * plenty_share
         spares.append(spare)
         soons.append(soon)

@@ -75,6 +75,8 @@ def decide(settings: Settings, memory: Memory, sample: samples.Sample) -> tuple[
         ahead_seconds=settings.ahead_seconds,
         ahead_share=settings.ahead_share,
         plenty_share=settings.plenty_share,
+        band_share=settings.band_share,
+        band_least_bytes=settings.band_least_bytes,
     )
     parts = [_part(settings, disk, known[name], now) for name, disk in sorted(disks.items())]
     if seen is None:
@@ -165,7 +167,7 @@ def _guests(
 
 def band(settings: Settings, seen: outlook.Outlook) -> int:
     """The dead band, in bytes."""
-    return max(settings.band_least_bytes, int(seen.least_size_bytes * settings.band_share))
+    return outlook.dead_band(seen.least_size_bytes, settings.band_share, settings.band_least_bytes)
 
 
 def _divide(
@@ -186,7 +188,8 @@ def _divide(
     movable = [part for part in parts if part.movable]
     if quiet and targets.caps_fit(parts, seen.soon_bytes, band(settings, seen) // 2):
         memory = _fitting(memory, movable, seen.soon_bytes)
-        return memory, _decision(sample, seen, parts, {part.name: part.high for part in movable}, balloons)
+        chosen = {part.name: part.high if part.movable else part.target for part in parts}
+        return memory, _decision(sample, seen, parts, chosen, balloons)
     still = _still([part for part in parts if not part.movable], seen.soon_bytes)
     spare = seen.soon_bytes - still.licences
     memory = _climb(settings, memory, movable, seen, spare, pressed=pressed, passed=passed)

@@ -32,12 +32,14 @@ class Settings(msgspec.Struct, frozen=True):
     # A disk is given no more licence than this beyond what it has while others want it too.
     headroom_share: float = 1 / 4
     headroom_least_bytes: int = 64 * MIB
-    # Moving RAM between disks: a step of all their RAM at a time, not for less than a share of a disk's own.
+    # Moving RAM between disks: a step of all their RAM at a time, not for less than a share of a disk's
+    # own, nor where it is worth less than a share of what those who get it read.
     move_seconds: float = 1.0
     move_share: float = 1 / 32
     move_least_bytes: int = 16 * MIB
     move_band_share: float = 1 / 16
     move_band_least_bytes: int = 8 * MIB
+    move_worth_share: float = 1 / 400
     half_life_seconds: float = curves.HALF_LIFE_SECONDS
     look_seconds: float = 0.9
     fairness: float = division.FAIRNESS

@@ -84,7 +84,7 @@ def plan(
     may_move: bool,
 ) -> Plan:
     """The next targets on the way to `wanted`."""
-    need = sum(part.ram for part in parts) - budget
+    need = sum(max(part.low, part.ram) for part in parts) - budget
     if need > 0:
         return Plan(_named(parts, _shrink(parts, wanted, need)))
     spare = max(0, spare - debt(parts))
@@ -172,6 +172,8 @@ def _move(
     missing = sum(gaps) - max(0, free)
     if late > settings.move_band_least_bytes or missing <= 0:
         return base, extra, False
+    if not _worth_moving(settings, parts, wanted, gaps, budget):
+        return base, extra, False
     step = max(settings.move_least_bytes, int(sum(part.ram for part in parts) * settings.move_share))
     step = min(step, missing)
     # The band is for who gets it: what each of many gives may be little.
@@ -186,6 +188,25 @@ def _move(
         extra[index] -= unused
         base[index] = max(parts[index].low, base[index] - (give - unused))
     return base, extra, True
+
+
+def _worth_moving(
+    settings: Settings, parts: Sequence[Part], wanted: Sequence[int], gaps: Sequence[int], budget: int
+) -> bool:
+    """Whether what the shares are worth more than the targets is something to those who would get RAM.
+
+    Near the best division another one is worth as much, and noise makes the difference.
+    """
+    claims = [division.Claim(part.low, part.high, part.weight, part.curve) for part in parts]
+    price = division.price_of(claims, budget, settings.fairness)
+    gained = sum(
+        division.worth(claim, size, price) - division.worth(claim, part.target, price)
+        for claim, size, part in zip(claims, wanted, parts, strict=True)
+    )
+    scale = sum(
+        part.weight * (part.curve.reads + price) for part, gap in zip(parts, gaps, strict=True) if gap > 0
+    )
+    return gained > settings.move_worth_share * scale
 
 
 def _grow(

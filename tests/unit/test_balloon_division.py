@@ -68,9 +68,7 @@ def test_too_little_for_the_floors_is_the_floors() -> None:
     assert division.divide([], 10) == []
 
 
-CURVES = st.lists(
-    st.tuples(st.integers(1, 1 << 41), st.floats(0, 1e-3, allow_nan=False)), max_size=8
-).map(
+CURVES = st.lists(st.tuples(st.integers(1, 1 << 41), st.floats(0, 1e-3, allow_nan=False)), max_size=8).map(
     lambda found: curves.Curve(
         tuple(sorted({float(end) for end, _ in found})),
         tuple(sorted((gain for _, gain in found), reverse=True))[: len({end for end, _ in found})],

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from swaptide.cache.errors import SetupError
+from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import common
 
 # The scenes of balloon.scenes, named here so that help needs no import.
@@ -87,7 +87,7 @@ def _replay(
     from swaptide.balloon import settings, simulator, tally, traces
     from swaptide.host import render_simulation
 
-    draw = None if plot is None else _drawing()
+    draw = None if plot is None else _drawing(plot)
     chosen = settings.of(changed)
     trace = simulator.with_reserve(traces.read(path), reserve_bytes)
     whole, rows = tally.Tally(), tally.Windows(every, render_simulation.ROWS)
@@ -104,7 +104,10 @@ def _replay(
         draw(points.all, path.name, plot)
 
 
-def _drawing() -> Any:
+def _drawing(path: pathlib.Path) -> Any:
+    """What draws, found before the work begins; raises SwaptideError if nothing can be drawn there."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no directory; name the plot in one that is there")
     try:
         from swaptide.balloon import plots
     except ImportError as error:

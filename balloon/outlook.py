@@ -14,6 +14,8 @@ from swaptide.balloon import samples
 
 # Every figure is moved into 0 .. this, so that nothing that a sensor says can make the arithmetic fail.
 MOST_BYTES: Final = 1 << 60
+# Two looks closer than this, as when several triggers fire at once, tell no speed.
+_LEAST_SECONDS: Final = 0.005
 
 
 class Falls(msgspec.Struct, frozen=True):
@@ -58,6 +60,8 @@ def follow(
     What a disk takes or gives back is no fall; a disk that came or went since the last look is left out,
     for its memory may or may not be in the rooms still.
     """
+    if last.free and passed < _LEAST_SECONDS:
+        return last
     taken = sum(ram[name] - last.ram[name] for name in ram.keys() & last.ram.keys())
     weight = 1 - math.exp(-passed / smooth_seconds) if smooth_seconds > 0 else 1.0
     falls: dict[str, float] = {}

@@ -250,7 +250,8 @@ def _climb(
         step = max(settings.pressure_least_bytes, int(above * settings.pressure_share))
         most = sum(held.values()) + min(0, spare) - step
     dead = band(settings, seen)
-    budget, climbing = most, False
+    # At first half the band is left, so that noise need not take it back; but nothing is given back for that.
+    budget, climbing = max(min(most, sum(held.values())), most - dead // 2), False
     if memory.budget_bytes is not None:
         # What came or went with its RAM, as a disk that started or can move again, is neither rise nor fall.
         came = sum(held[name] for name in held.keys() - memory.movable.keys())
@@ -283,7 +284,7 @@ def _decision(
     asked = sample.wanted_bytes is not None and seen.spare_bytes < 0
     can_give = any(chosen[part.name] > part.low for part in parts if part.movable)
     hurry = None
-    if falling and not moved:
+    if falling and (pressed or seen.soon_bytes < 0):
         hurry = _hurry(sample) if asked else HURRY_SECONDS
     if seen.soon_bytes < 0 and not can_give:
         reason = "floors"

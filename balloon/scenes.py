@@ -11,6 +11,8 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 TICK_SECONDS: Final = 0.5
 FLOOR_BYTES: Final = 32 * MIB
+# What a made-up guest remembers apart; beyond it the older half is told apart half as finely.
+_CLUMPS: Final = 128
 
 
 class Guestlike:
@@ -33,6 +35,7 @@ class Guestlike:
         self._clock = 0.0
         self._counts = [0] * ages.BUCKETS
         self._written = 0
+        self._sizes = [0.0] * ages.BUCKETS
 
     def live_bytes(self) -> int:
         """What lives now."""
@@ -50,7 +53,9 @@ class Guestlike:
             self._written += int(wrote)
             self._clock += wrote / geometry.SEGMENT_BYTES
             self._log.append((self._clock, wrote))
-        sizes = self._by_age()
+        if len(self._log) > _CLUMPS:
+            self._log = _fewer(self._log)
+        sizes = self._sizes = self._by_age()
         total = sum(sizes)
         if total <= 0:
             return
@@ -69,7 +74,7 @@ class Guestlike:
             floor_bytes=FLOOR_BYTES,
             weight=self.weight,
             reads_by_age=tuple(self._counts),
-            live_bytes_by_age=tuple(int(size) for size in self._by_age()),
+            live_bytes_by_age=tuple(int(size) for size in self._sizes),
             degraded=self.degraded,
             written_bytes=self._written,
         )
@@ -143,6 +148,16 @@ SCENES: Final[Mapping[str, Callable[[int], Iterator[samples.Sample]]]] = {
     "eater": eater,
     "two-guests": two_guests,
 }
+
+
+def _fewer(log: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The older half of a log merged by twos, each two at their mean clock."""
+    old, young = log[: len(log) // 4 * 2], log[len(log) // 4 * 2 :]
+    merged = [
+        ((one[0] * one[1] + two[0] * two[1]) / (one[1] + two[1]), one[1] + two[1])
+        for one, two in zip(old[::2], old[1::2], strict=True)
+    ]
+    return merged + young
 
 
 def _times(seconds: float, tick: float = TICK_SECONDS) -> Iterator[float]:

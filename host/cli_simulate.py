@@ -11,8 +11,9 @@ from swaptide.host import common
 # The scenes of balloon.scenes, named here so that help needs no import.
 _SCENES = click.Choice(["hot-and-cold", "eater", "two-guests"])
 _SUFFIXES = (".svg", ".png")
-# So many windows are a plot: more make the file larger and no line clearer.
+# A plot has so many windows at most, each as short as that allows: more make no line clearer.
 _POINTS = 240
+_POINT_SECONDS = 0.25
 
 
 def _settings(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
@@ -91,7 +92,7 @@ def _replay(
     chosen = settings.of(changed)
     trace = simulator.with_reserve(traces.read(path), reserve_bytes)
     whole, rows = tally.Tally(), tally.Windows(every, render_simulation.ROWS)
-    points = tally.Windows(every / 64, _POINTS)
+    points = tally.Windows(_POINT_SECONDS, _POINTS)
     for moment in simulator.replay(trace, chosen, speed_bytes):
         whole.add(moment)
         rows.add(moment)

@@ -215,11 +215,13 @@ def test_less_memory_is_never_more_for_the_disks(trace: Recorded, less: int, how
             return replace(seen, held_bytes=seen.held_bytes + less)
         if how == "wanted":
             return replace(seen, wanted_bytes=max(seen.wanted_bytes or 0, less))
-        changes = {
-            "free": lambda room: {"free_bytes": max(0, room.free_bytes - less)},
-            "reserve": lambda room: {"reserve_bytes": room.reserve_bytes + less},
-        }[how]
-        return replace(seen, rooms=tuple(replace(room, **changes(room)) for room in seen.rooms))
+        rooms = [
+            replace(room, free_bytes=max(0, room.free_bytes - less))
+            if how == "free"
+            else replace(room, reserve_bytes=room.reserve_bytes + less)
+            for room in seen.rooms
+        ]
+        return replace(seen, rooms=tuple(rooms))
 
     def watch(
         before: policy.Memory, seen: samples.Sample, after: policy.Memory, found: samples.Decision

@@ -156,4 +156,4 @@ def test_caches_leave_what_a_guest_was_promised() -> None:
     host.run(4)
     before = host._memory.budget_bytes or 0
     host.run(3, swaps_in=HARD)
-    assert host.asked and (host._memory.budget_bytes or 0) <= before - 300 * MIB
+    assert host.asked and (host._memory.budget_bytes or 0) <= before - 200 * MIB

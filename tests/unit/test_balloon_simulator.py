@@ -6,17 +6,16 @@ import pathlib
 import msgspec
 import pytest
 
-from swaptide.balloon import scenes, settings, simulator, tally, traces
+from swaptide.balloon import samples, scenes, settings, simulator, tally, traces
 from swaptide.cache.errors import UsageError
-from tests.unit import hosts
 from tests.unit.hosts import GIB, MIB, SETTINGS, ages_of, disk, room, sample
 
 
-def quiet(free: int, *disks: hosts.samples.Disk, steps: int = 40) -> list[hosts.samples.Sample]:
+def quiet(free: int, *disks: samples.Disk, steps: int = 40) -> list[samples.Sample]:
     return [sample(at / 4, free, *disks) for at in range(steps)]
 
 
-def replay(trace: list[hosts.samples.Sample], speed: float = GIB) -> list[simulator.Moment]:
+def replay(trace: list[samples.Sample], speed: float = GIB) -> list[simulator.Moment]:
     return list(simulator.replay(trace, SETTINGS, speed))
 
 
@@ -80,7 +79,7 @@ def test_running_out_is_told() -> None:
 
 
 def test_disks_and_guests_come_and_go() -> None:
-    guest = hosts.samples.Guest("v", GIB, GIB, 2 * GIB)
+    guest = samples.Guest("v", GIB, GIB, 2 * GIB)
     trace = [
         sample(0.0, 8 * GIB, disk("a"), disk("b")),
         msgspec.structs.replace(sample(1.0, 8 * GIB, disk("b")), guests=(guest,)),
@@ -124,7 +123,7 @@ def test_the_summary_tells_how_long_the_reserve_was_short() -> None:
 @pytest.mark.parametrize("name", sorted(scenes.SCENES))
 def test_scenes_are_sound_and_the_same_again(name: str) -> None:
 
-    def make(seed: int) -> list[hosts.samples.Sample]:
+    def make(seed: int) -> list[samples.Sample]:
         return list(itertools.islice(scenes.SCENES[name](seed), 300))
 
     trace = make(3)
@@ -175,7 +174,7 @@ GOOD = msgspec.json.encode(sample(5.0, GIB, disk())).decode()
         ("[" * 100_000, "line 1"),
         ('{"a":' * 100_000, "line 1"),
         ("\x00\x01\x02", "line 1"),
-        (msgspec.json.encode(hosts.samples.Sample(0, (), ())).decode(), "no room"),
+        (msgspec.json.encode(samples.Sample(0, (), ())).decode(), "no room"),
         (msgspec.json.encode(sample(0, GIB, disk(), disk())).decode(), "'g1' comes twice"),
         ("x" * (traces.LINE_BYTES + 2), "longer than 8 MiB"),
     ],
@@ -199,9 +198,7 @@ def test_a_trace_that_is_there_is_not_overwritten(tmp_path: pathlib.Path) -> Non
 def test_memory_of_rooms_is_by_name() -> None:
     """A room that appears later has no past."""
     trace = [
-        hosts.samples.Sample(
-            float(at), (room(8 * GIB), *((room(GIB, name="c"),) if at > 3 else ())), (disk(),)
-        )
+        samples.Sample(float(at), (room(8 * GIB), *((room(GIB, name="c"),) if at > 3 else ())), (disk(),))
         for at in range(6)
     ]
     assert all(moment.reason != "floors" for moment in replay(trace))

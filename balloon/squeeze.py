@@ -25,6 +25,7 @@ class Phase(enum.StrEnum):
     SQUEEZING = "squeezing"
     HOLDS = "holds"
     LATE = "late"  # the time is over; the limit stays in force and the disk goes on towards it
+    FROZEN = "frozen"  # nothing moves before it is thawed; the limit stays in force
     SUPERSEDED = "superseded"  # somebody set other limits, or the disk is gone
 
 
@@ -96,7 +97,7 @@ async def follow(
     gone: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Step]:
-    """Yield steps until the disk has seen `target_bytes` and is within it; the last one is final.
+    """Yield steps until the disk has seen `target_bytes` and is within it, or is frozen; the last is final.
 
     With a `deadline` it is LATE unless it was seen to hold in time; else it has `limit_seconds`.  `gone`
     tells that the disk is no more.  Raises StateError if the state file was truncated.
@@ -123,6 +124,8 @@ async def follow(
 def _phase(state: face.StateFace, target_bytes: int, gone: bool) -> Phase:
     if gone or state.limits().target_bytes != target_bytes:
         return Phase.SUPERSEDED
-    if state.counters()["target_seen_bytes"] != target_bytes or state.ram_bytes() > target_bytes:
+    if state.ram_bytes() > target_bytes:
+        return Phase.FROZEN if state.is_frozen() else Phase.SQUEEZING
+    if state.counters()["target_seen_bytes"] != target_bytes:
         return Phase.SQUEEZING
     return Phase.HOLDS

@@ -274,6 +274,14 @@ class Engine:
         if self._governor is not None:
             self._governor.apply()
 
+    def set_frozen(self, frozen: bool) -> None:
+        """Freeze or thaw from inside the process; in force at once, but moves under way go on."""
+        index = layout.CONTROL.index("frozen")
+        mapping = self._state.mapping
+        mapping.set_control_word(index, layout.after(mapping.control_word(index), frozen))
+        if self._governor is not None:
+            self._governor.apply()
+
     def counter(self, name: str) -> int:
         """A counter of layout.COUNTERS, as it is now."""
         return self._state.mapping.counter_word(layout.COUNTERS.index(name))

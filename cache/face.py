@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from swaptide.cache import geometry, histogram, layout
+from swaptide.cache import ages, geometry, histogram, layout
 from swaptide.cache.errors import StateError
 
 
@@ -109,6 +109,10 @@ class StateFace:
             for index, name in enumerate(layout.HISTOGRAMS)
         }
 
+    def ages(self) -> ages.Ages:
+        """Pages read since the disk was made, and bytes that live, by how old they are in the log."""
+        return ages.Ages.unpack(self._read(geometry.AGES_OFFSET, ages.BYTES))
+
     def limits(self) -> Limits:
         """The limits in force."""
         words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
@@ -133,16 +137,28 @@ class StateFace:
 
     def deadline_ns(self) -> int:
         """When the target has to hold, of CLOCK_MONOTONIC; 0 for no such time."""
-        return self._words(geometry.CONTROL_OFFSET, layout.CONTROL)["deadline_ns"]
+        return self._control("deadline_ns")
 
     def set_orders(self, *, compress: str, clean_ahead_permille: int) -> None:
         """Write how to pack (one of layout.COMPRESS) and what share of the target is kept clean ahead."""
         self._put_given(compress=layout.COMPRESS.index(compress), clean_ahead_permille=clean_ahead_permille)
 
+    def set_frozen(self, frozen: bool) -> int:
+        """Have the disk stand still (writes, trims and zeroes wait, nothing moves), or go on.
+
+        Returns the word that says so: in force to the end once `frozen_seen` of the counters is it.
+        """
+        wanted = layout.after(self._control("frozen"), frozen)
+        self._put("frozen", wanted)
+        return wanted
+
+    def is_frozen(self) -> bool:
+        """Whether the disk is to stand still; it does once it has seen that."""
+        return layout.is_frozen(self._control("frozen"))
+
     def request_publish(self) -> int:
         """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
-        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
-        wanted = words["publish_request"] + 1
+        wanted = self._control("publish_request") + 1
         self._put("publish_request", wanted)
         return wanted
 
@@ -154,6 +170,9 @@ class StateFace:
         """State-file blocks and the plugin's private memory beyond its base, in bytes."""
         counters = self.counters()
         return self.state_blocks_bytes() + max(0, counters["private_bytes"] - counters["base_bytes"])
+
+    def _control(self, name: str) -> int:
+        return self._words(geometry.CONTROL_OFFSET, layout.CONTROL)[name]
 
     def _put_given(self, **wanted: int | None) -> None:
         for name, value in wanted.items():

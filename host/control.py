@@ -95,6 +95,10 @@ class Control:
                 return await self._disks.restart(name)
             case protocol.Remove():
                 return await self._disks.remove(request)
+            case protocol.Freeze(name):
+                return await self._disks.freeze(name, True)
+            case protocol.Thaw(name):
+                return await self._disks.freeze(name, False)
 
 
 def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:

@@ -22,6 +22,7 @@ from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
     config,
     definitions,
+    freezer,
     isolation,
     listener,
     memory,
@@ -154,6 +155,12 @@ class Disks:
         pause = await keeper.restart()
         return {**await report.fresh(keeper), "pause_seconds": pause}
 
+    async def freeze(self, name: str, frozen: bool) -> dict[str, Any]:
+        """Have a disk stand still, or go on again; returns once it does.  Raises as `freezer.turn`."""
+        keeper = self._available(name)
+        log.info("disk %s name=%s", "frozen" if frozen else "thawed", name)
+        return await freezer.turn(keeper, frozen, lambda: self._gone(keeper))
+
     async def remove(self, request: protocol.Remove) -> dict[str, Any]:
         """Remove a disk and all its files; returns which one that was.
 
@@ -282,7 +289,7 @@ class Disks:
                 await keeper.update(changed)
                 raise BusyError(f"disk {name} does not run; its limits will hold later") from error
             prospect = _prospect(state, wanted, deadline)
-            if deadline is not None:
+            if deadline is not None and not state.is_frozen():
                 tell(prospect)
             state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
             squeeze.apply(state, wanted, deadline)

@@ -88,7 +88,19 @@ class Remove(_Message, tag="disk-rm"):
     force: bool = False
 
 
-Request = Add | List | Show | Set | Clear | Restart | Remove
+class Freeze(_Message, tag="disk-freeze"):
+    """Have a disk stand still; the result, once it does: its name, `frozen` and how long that took."""
+
+    name: str
+
+
+class Thaw(_Message, tag="disk-thaw"):
+    """Have a disk go on; the result is as that of a freeze."""
+
+    name: str
+
+
+Request = Add | List | Show | Set | Clear | Restart | Remove | Freeze | Thaw
 
 
 class Progress(_Message, tag="progress"):

@@ -11,7 +11,7 @@ from swaptide.host import isolation, process, supervisor
 
 _FRESH_SECONDS = 0.2
 _POLL_SECONDS = 0.005
-_PRIVATE_WORDS = ("owner_pid", "serving", "publish_answer")
+_PRIVATE_WORDS = ("owner_pid", "serving", "publish_answer", "frozen_seen")
 
 Report = dict[str, Any]
 
@@ -63,6 +63,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "floor_bytes": disk.floor_bytes,
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
+        "frozen": False,
         "raw_hits": 0,
         "packing_ratio": None,
         "latency": None,
@@ -84,8 +85,9 @@ def of(keeper: supervisor.Keeper) -> Report:
             report.update(_numbers(state))
     except (StateError, OSError) as error:
         report.update(state=supervisor.State.FAILED.value, error=str(error))
-    if report["degraded"] and report["state"] == supervisor.State.RUNNING.value:
-        report["state"] = "degraded"
+    if report["state"] == supervisor.State.RUNNING.value:
+        # A store that fails hurts nobody before the thaw.
+        report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
     return report
 
 
@@ -105,6 +107,7 @@ def _numbers(state: face.StateFace) -> Report:
         "floor_bytes": limits.floor_bytes,
         "ram_bytes": state.ram_bytes(),
         **counters,
+        "frozen": state.is_frozen(),
         "raw_hits": max(0, counters["hits"] - counters["packed_hits"]),
         "packing_ratio": _packing_ratio(counters),
         "latency": {name: _latency(found) for name, found in state.histograms().items()},

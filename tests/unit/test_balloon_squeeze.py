@@ -114,6 +114,28 @@ def test_another_limit_supersedes(plugin: Plugin, state: StateFace) -> None:
     assert last.phase == "superseded"
 
 
+def test_a_frozen_disk_is_waited_for_only_as_long_as_it_takes_to_see_that(
+    plugin: Plugin, state: StateFace
+) -> None:
+    plugin.use(96 * MIB)
+    state.set_frozen(True)
+    assert [step.phase for step in follow(state, 64 * MIB, lambda tick: None)] == ["frozen"]
+    plugin.use(8 * MIB)
+    steps = follow(state, 64 * MIB, lambda tick: plugin.put("target_seen_bytes", 64 * MIB))
+    assert steps[-1].phase == "holds"
+
+
+def test_a_squeeze_that_is_frozen_in_the_middle_ends(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+
+    def act(tick: int) -> None:
+        if tick == 3:
+            state.set_frozen(True)
+
+    steps = follow(state, 64 * MIB, act)
+    assert steps[-1].phase == "frozen" and len(steps) > 1
+
+
 def test_limits_never_cross_on_the_way(state: StateFace, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Limits] = []
     write = state.set_limits

@@ -4,6 +4,7 @@ The core runs without the GIL, so these threads meet on every core there is.  Ev
 it is and which version; a reader knows the least version that it may see.
 """
 
+import os
 import pathlib
 import random
 import struct
@@ -23,6 +24,14 @@ NOISE = random.Random(8).randbytes(1 << 20)
 PACKED_SIZE = 40 << 20
 PACKED_TARGETS = (0, 20 << 20, 22 << 20, 26 << 20, 64 << 20)
 TARGETS = (0, 6 << 20, 64 << 20)
+MOVED = (
+    "log_clock",
+    "write_clock",
+    "cleaned_pages",
+    "pack_tried_pages",
+    "dropped_segments",
+    "ram_slots_used",
+)
 
 
 def contents(page: int, version: int) -> bytes:
@@ -46,6 +55,8 @@ class Race:
         self.wrong: list[str] = []
         self.reads = 0
         self.writes = 0
+        self.freezes = 0
+        self._by_hand = threading.Lock()  # a move that is not the movers': a freeze does not know of it
         self._end = time.monotonic() + seconds
 
     @property
@@ -94,8 +105,33 @@ class Race:
     def strengthen(self, me: int) -> None:
         """Pack anew what the movers have packed: they would wait for an idle moment."""
         while self.going:
-            if self.disk.moves.strengthen(me) <= 0:
-                time.sleep(0.005)
+            with self._by_hand:
+                done = self.disk.moves.strengthen(me)
+            time.sleep(0 if done > 0 else 0.005)
+
+    def freeze(self, _me: int) -> None:
+        """Have the disk stand still now and then, and look whether it does."""
+        chooser = random.Random(3)
+        while self.going:
+            time.sleep(chooser.random() * 0.2)
+            self.disk.set_frozen(True)
+            while self.disk.counter("frozen_seen") % 2 == 0:
+                time.sleep(0.001)
+            with self._by_hand:
+                before = self.standing()
+            time.sleep(chooser.random() * 0.03)
+            if self.standing() != before:
+                self.wrong.append("a frozen disk changes")
+            self.disk.set_frozen(False)
+            while self.disk.counter("frozen_seen") % 2:
+                time.sleep(0.001)
+            self.freezes += 1
+
+    def standing(self) -> list[object]:
+        """What may not change: where each page lies, and what was ever moved."""
+        state = self.disk._state
+        shape, size = state.shape, self.pages * geometry.PAGE_ENTRY_BYTES
+        return [os.pread(state.fd, size, shape.page_table_offset), *map(self.disk.counter, MOVED)]
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(300, marks=pytest.mark.long)])
@@ -116,6 +152,7 @@ def test_readers_writers_and_movers_in_parallel(
     threads = [threading.Thread(target=race.write, args=(n,)) for n in range(WRITERS)]
     threads += [threading.Thread(target=race.read, args=(n,)) for n in range(2)]
     threads.append(threading.Thread(target=race.squeeze, args=(0,)))
+    threads.append(threading.Thread(target=race.freeze, args=(0,)))
     if compress == "lz4+zstd":
         threads.append(threading.Thread(target=race.strengthen, args=(1,)))
     try:
@@ -126,7 +163,8 @@ def test_readers_writers_and_movers_in_parallel(
         assert not any(thread.is_alive() for thread in threads), "wedged"
         assert race.wrong == []
         counted = {name: disk.counter(name) for name in layout.COUNTERS}
-        assert race.reads > 1000 and race.writes > 1000
+        assert race.reads > 1000 and race.writes > 1000 and race.freezes > 3
+        assert counted["frozen_waits"] > 0
         assert counted["cleaned_segments"] > 0 and counted["spill_written_bytes"] > 0
         assert counted["misses"] > 0 and counted["spill_read_errors"] == 0
         assert bool(counted["packed_total_pages"]) == packs

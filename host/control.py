@@ -1,19 +1,22 @@
 """The control socket: takes calls of the command and answers them, on the daemon's loop.
 
-A call goes on if its client vanishes, since half of a change is worse than all of it; the daemon's end
-cancels it.
+A call goes on if its client vanishes, since half of a change is worse than all of it, unless it can be
+undone; the daemon's end cancels it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import struct
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, listener, protocol
+from swaptide.host import disks, guests, listener, protocol
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
@@ -26,9 +29,10 @@ _decoder = msgspec.json.Decoder(protocol.Request)
 class Control:
     """The server on the control socket."""
 
-    def __init__(self, chosen: Config, served: disks.Disks) -> None:
+    def __init__(self, chosen: Config, served: disks.Disks, watched: guests.Guests) -> None:
         self._path = chosen.control_socket
         self._disks = served
+        self._guests = watched
         self._calls: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -57,7 +61,7 @@ class Control:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 line = await reader.readline()
-            _send(writer, _refusal(writer) or await self._reply(line, writer))
+            _send(writer, _refusal(writer) or await self._reply(line, reader, writer))
             await writer.drain()
         except (TimeoutError, OSError, ValueError):
             log.debug("client left")
@@ -65,9 +69,11 @@ class Control:
             self._calls.discard(task)
             writer.close()
 
-    async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> protocol.Reply:
+    async def _reply(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> protocol.Reply:
         try:
-            return protocol.Result(await self._call(_decoder.decode(line), writer))
+            return protocol.Result(await self._call(_decoder.decode(line), reader, writer))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return protocol.Failure("usage", f"request not understood: {error}")
         except SwaptideError as error:
@@ -79,7 +85,12 @@ class Control:
             log.exception("call failed")
             return protocol.Failure("error", f"internal error {error!r}; see the daemon's log")
 
-    async def _call(self, request: protocol.Request, writer: asyncio.StreamWriter) -> object:
+    async def _call(
+        self, request: protocol.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> object:
+        def tell(step: dict[str, Any]) -> None:
+            _send(writer, protocol.Progress(step))
+
         match request:
             case protocol.Add():
                 return await self._disks.add(request)
@@ -88,7 +99,7 @@ class Control:
             case protocol.Show(name):
                 return await self._disks.show(name)
             case protocol.Set():
-                return await self._disks.set(request, lambda step: _send(writer, protocol.Progress(step)))
+                return await self._disks.set(request, tell)
             case protocol.Clear():
                 return await self._disks.clear(request)
             case protocol.Restart(name):
@@ -99,6 +110,38 @@ class Control:
                 return await self._disks.freeze(name, True)
             case protocol.Thaw(name):
                 return await self._disks.freeze(name, False)
+            case protocol.GuestAdd():
+                return await self._guests.add(request)
+            case protocol.GuestList():
+                return await self._guests.all()
+            case protocol.GuestRemove(name):
+                return await self._guests.remove(name)
+            case protocol.Attach():
+                return await _while_there(reader, self._guests.attach(request, tell))
+            case protocol.Detach():
+                return await self._guests.detach(request, tell)
+
+
+async def _while_there(reader: asyncio.StreamReader, work: Coroutine[Any, Any, object]) -> object:
+    """Do `work`, but cancel it and wait for its end once the client has left; raises SwaptideError then."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_until_left(reader))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.wait({task})
+    if task.cancelled():
+        raise SwaptideError("the client left")
+    return task.result()
+
+
+async def _until_left(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError):
+        while await reader.read(4096):
+            pass
 
 
 def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:

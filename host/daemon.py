@@ -12,7 +12,19 @@ import pathlib
 import signal
 
 from swaptide.cache.errors import BusyError, SetupError
-from swaptide.host import config, control, definitions, disks, isolation, launch, listener, memory, spills
+from swaptide.host import (
+    config,
+    control,
+    definitions,
+    disks,
+    guestbook,
+    guests,
+    isolation,
+    launch,
+    listener,
+    memory,
+    spills,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +103,18 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         loop.add_signal_handler(number, ended.set)
     # Before the disks start: after a reboot their old files hold the space that they need.
     await spills.collect(chosen.spill_dir)
-    server = control.Control(chosen, served)
+    book = guestbook.Guestbook(guestbook.directory(chosen.definitions_dir))
+    watched = guests.Guests(chosen, served, book)
+    server = control.Control(chosen, served, watched)
     try:
         served.start()
+        watched.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
         await ended.wait()
     finally:
         await server.close()
+        await watched.leave()
         await served.leave()
         log.info("ended run_dir=%s disks_left_serving=%d", chosen.run_dir, len(served))
 

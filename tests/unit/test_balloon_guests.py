@@ -41,6 +41,11 @@ async def watching(
             await registry.leave()
 
 
+async def told_last(server: monitors.Monitor, size: int) -> None:
+    """Wait until that is what the balloon was told last."""
+    await wait_for(lambda: server.commands("balloon")[-1:] == [{"value": size}])
+
+
 async def sampled(registry: guests.Guests) -> samples.Guest:
     """The one sample, once there is one."""
     await wait_for(lambda: len(registry.samples()) == 1, "a sample")
@@ -157,7 +162,7 @@ def test_a_balloon_is_told_within_its_limits(tmp_path: pathlib.Path) -> None:
             await sampled(registry)
             for asked, told in ((2 * GIB, 2 * GIB), (0, GIB), (-5, GIB), (100 * GIB, 3 * GIB)):
                 registry.apply({"g": asked, "nobody": GIB})
-                await wait_for(lambda told=told: server.commands("balloon")[-1:] == [{"value": told}])
+                await told_last(server, told)
             await wait_for(lambda: registry.samples()[0].actual_bytes == 3 * GIB)
             assert registry["g"].target_bytes == 3 * GIB
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp.qmp_client import NegotiationError
 
 from swaptide.cache.errors import SetupError, SwaptideError
 
@@ -30,6 +31,7 @@ _BURST = 200
 _BURST_SECONDS = 1.0
 _YIELD_EVERY = 16
 _SHOWN_CHARS = 300
+_ATTEMPTS = 3
 
 T = TypeVar("T")
 OnEvent = Callable[["Event"], None]
@@ -120,11 +122,9 @@ class Monitor:
 
     async def open(self) -> None:
         """Connect and greet; raises MonitorError with what to do about it."""
-        client = _Client()
-        client.register_listener(self._ear)
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await client.connect(str(self.path))
+                self._client = await self._connect()
         except TimeoutError:
             raise MonitorError(
                 f"monitor {self.path} says nothing for {OPEN_SECONDS:.0f} s: is another client connected to"
@@ -133,7 +133,22 @@ class Monitor:
             ) from None
         except ConnectError as error:
             raise MonitorError(f"monitor {self.path} {_trouble(error.exc)}") from error
-        self._client = client
+
+    async def _connect(self) -> _Client:
+        """Raises ConnectError."""
+        attempts = _ATTEMPTS
+        while True:
+            client = _Client()
+            client.register_listener(self._ear)
+            try:
+                await client.connect(str(self.path))
+                return client
+            except ConnectError as error:
+                # An event of QEMU's that comes before its answer to the greeting, which the library
+                # takes for the answer: seen around resets.
+                attempts -= 1
+                if not attempts or not isinstance(error.exc, NegotiationError):
+                    raise
 
     async def close(self) -> None:
         """Hang up; nothing that goes wrong with that matters any more."""

@@ -71,6 +71,8 @@ class Resets:
                     await self._clear(guest, monitor, at_seconds, disks)
             except SwaptideError as error:
                 log.warning("disks not emptied after reset guest=%s error=%r", name, str(error))
+            except Exception:
+                log.exception("disks not emptied after reset guest=%s", name)
 
     async def _clear(
         self, guest: watch.Watch, monitor: qmp.Monitor, at_seconds: float, disks: Sequence[str]

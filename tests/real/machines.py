@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
+from qemu.qmp.qmp_client import NegotiationError
 
 from tests.real import daemons
 
@@ -67,13 +68,23 @@ class Qemu:
 
     async def _ask(self, command: str, arguments: dict[str, Any]) -> Any:
         async with asyncio.timeout(daemons.WAIT_SECONDS):
-            client = QMPClient("test")
-            await client.connect(str(self._own))
+            client = await self._connect()
             try:
                 return await client.execute(command, arguments or None)
             finally:
                 with contextlib.suppress(EOFError, ConnectionError):
                     await client.disconnect()
+
+    async def _connect(self) -> QMPClient:
+        while True:
+            client = QMPClient("test")
+            try:
+                await client.connect(str(self._own))
+                return client
+            except ConnectError as error:
+                # An event came before the answer to the greeting.
+                if not isinstance(error.exc, NegotiationError):
+                    raise
 
 
 @contextlib.contextmanager

@@ -122,6 +122,30 @@ def test_a_server_that_hangs_up_first(path: pathlib.Path) -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("events", [1, 2, 3])
+def test_an_event_before_the_greeting_is_answered(path: pathlib.Path, events: int) -> None:
+    """QEMU does that; it is no reason to give up, unless it does nothing else."""
+
+    async def body() -> None:
+        async with monitors.Monitor(path) as server:
+
+            def answer(given: object) -> object:
+                if len(server.commands("qmp_capabilities")) <= events:
+                    server.event("STOP")
+                return {}
+
+            server.answers["qmp_capabilities"] = answer
+            if events == 3:
+                await fails_to_open(path, "does not speak QMP")
+                return
+            monitor = qmp.Monitor(path)
+            await monitor.open()
+            assert await monitor.execute("query-status")
+            await monitor.close()
+
+    asyncio.run(body())
+
+
 def test_a_command_that_is_never_answered(path: pathlib.Path) -> None:
     async def body() -> None:
         async with monitors.Monitor(path) as server:

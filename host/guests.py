@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from swaptide.balloon import guests, qmp, watch
-from swaptide.cache.errors import BusyError, SwaptideError, UsageError
+from swaptide.cache.errors import BusyError, SetupError, SwaptideError, UsageError
 from swaptide.host import (
     blocks,
     config,
@@ -70,8 +70,14 @@ class Guests:
 
         Raises UsageError for what cannot be.
         """
-        known = await self._define(request)
-        await self._book.save(known)
+        for disk in request.disks:
+            await self._disks.show(disk)  # there has to be one
+        known = self._known[request.name] = self._define(request)
+        try:
+            await self._book.save(known)
+        except SetupError:
+            del self._known[request.name]
+            raise
         guest = self._watch(known)
         await guest.tried(_CONTACT_SECONDS)
         return self._report(guest)
@@ -126,7 +132,7 @@ class Guests:
                 seconds = request.deadline_seconds or hotplug.DETACH_SECONDS
                 return await hotplug.detach(monitor, request.name, disk_id, seconds=seconds, tell=tell)
 
-    async def _define(self, request: protocol.GuestAdd) -> guestbook.GuestDefinition:
+    def _define(self, request: protocol.GuestAdd) -> guestbook.GuestDefinition:
         definitions.check_name(request.name, "guest")
         if request.name in self._known:
             raise UsageError(
@@ -147,8 +153,6 @@ class Guests:
             and request.min_bytes > request.max_bytes
         ):
             raise UsageError("--min is more than --max; give the smaller one as --min")
-        for disk in request.disks:
-            await self._disks.show(disk)  # there has to be one
         if request.clear_on_reset:
             if not request.disks:
                 raise UsageError("nothing to clear on reset; name the guest's disks with --disk")

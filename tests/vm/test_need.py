@@ -44,17 +44,16 @@ def follow(both: list[machine.Machine], condition: Callable[[], bool], what: str
 
 
 def boot(
-    stack: contextlib.ExitStack, accelerator: str, monitor: pathlib.Path, mib: int, **more: Any
+    stack: contextlib.ExitStack,
+    accelerator: str,
+    monitor: pathlib.Path,
+    memory_mib: int,
+    work: Mapping[str, str | int],
+    disk: tuple[str, ...] = (),
 ) -> machine.Machine:
     """A guest with a balloon and a monitor for the daemon."""
     spec = machine.Spec(
-        accelerator,
-        memory_mib=mib,
-        cpus=1,
-        devices=BALLOON,
-        monitor=monitor,
-        disk=more.pop("disk", ()),
-        work=more,
+        accelerator, memory_mib=memory_mib, cpus=1, devices=BALLOON, monitor=monitor, disk=disk, work=work
     )
     guest = stack.enter_context(machine.Machine(spec))
     guest.wait_ready()
@@ -65,13 +64,13 @@ def boot(
 def busy_and_idle(daemon: swaptided.Daemon, accelerator: str) -> Iterator[list[machine.Machine]]:
     """Both running and registered; the busy one works on more than its balloon leaves it."""
     daemon.add("g1", size="512M", ram="256M")
-    work: dict[str, Any] = {"mib": BUSY_WORK_MIB, "rounds": 0, "seconds": 600, "order": "random"}
+    work: dict[str, str | int] = {"mib": BUSY_WORK_MIB, "rounds": 0, "seconds": 600, "order": "random"}
     with contextlib.ExitStack() as stack:
         disk = daemon.qemu_arguments("g1")
-        busy = boot(stack, accelerator, daemon.root / "busy.qmp", BUSY_MIB, disk=disk, **work)
+        busy = boot(stack, accelerator, daemon.root / "busy.qmp", BUSY_MIB, work, disk)
         busy.qmp("balloon", value=(BUSY_LEAST_MIB + 16) * MIB)
-        quiet = {"swap": "none", "mib": 1, "rounds": 0, "seconds": 600}
-        idle = boot(stack, accelerator, daemon.root / "idle.qmp", IDLE_MIB, **quiet)
+        quiet: dict[str, str | int] = {"swap": "none", "mib": 1, "rounds": 0, "seconds": 600}
+        idle = boot(stack, accelerator, daemon.root / "idle.qmp", IDLE_MIB, quiet)
         for name, least, most in (("busy", BUSY_LEAST_MIB, BUSY_MIB), ("idle", IDLE_LEAST_MIB, IDLE_MIB)):
             words = ("--qmp", str(daemon.root / f"{name}.qmp"), "--min", f"{least}M", "--max", f"{most}M")
             daemon.command("guest", "add", name, *words)

@@ -67,7 +67,8 @@ class Sample(msgspec.Struct, frozen=True):
     `pressed`: a pressure trigger fired since the last sample.  `held_bytes` is what reservations keep
     free beyond every room's own reserve.  `wanted_bytes` is what a reservation under way asks to be free in
     the first room, reserve not counted; None for none.  `wanted_seconds` is what is left of its time, None
-    where that is not known.
+    where that is not known.  `pressure_percent` is the share of the last ten seconds in which tasks
+    stalled for want of memory, None where the kernel does not say.
     """
 
     at_seconds: float
@@ -78,6 +79,7 @@ class Sample(msgspec.Struct, frozen=True):
     held_bytes: int = 0
     wanted_bytes: int | None = None
     wanted_seconds: float | None = None
+    pressure_percent: float | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -35,6 +35,8 @@ DEFAULT_CLEAN_AHEAD = 0.25
 class Settings:
     """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists.
 
+    `target_bytes` is what of `ram_bytes` a new disk may use at first; None for all of it.
+
     `encrypt`, `compress` (one of layout.COMPRESS) and `clean_ahead` (a share of the target) of None mean yes,
     lz4 and a quarter for a new disk, and as it is for one that exists.
     """
@@ -42,6 +44,7 @@ class Settings:
     size_bytes: int | None = None
     ram_bytes: int | None = None
     floor_bytes: int | None = None
+    target_bytes: int | None = None
     name: str = "swaptide"
     state: pathlib.Path | None = None
     spill: pathlib.Path | None = None
@@ -307,4 +310,6 @@ def check_limits(settings: Settings) -> face.Limits:
         raise UsageError(f"floor={floor}: below the working minimum of a disk of this size, {minimum} bytes")
     if settings.ram_bytes < floor:
         raise UsageError(f"ram={settings.ram_bytes}: below the floor of {floor} bytes; give at least that")
-    return face.Limits(cap_bytes=settings.ram_bytes, target_bytes=settings.ram_bytes, floor_bytes=floor)
+    target = settings.ram_bytes if settings.target_bytes is None else settings.target_bytes
+    target = max(floor, min(target, settings.ram_bytes))
+    return face.Limits(cap_bytes=settings.ram_bytes, target_bytes=target, floor_bytes=floor)

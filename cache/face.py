@@ -166,9 +166,10 @@ class StateFace:
         """What the file costs in RAM right now: its allocated blocks, in bytes."""
         return os.fstat(self._fd).st_blocks * 512
 
-    def ram_bytes(self) -> int:
-        """State-file blocks and the plugin's private memory beyond its base, in bytes."""
-        counters = self.counters()
+    def ram_bytes(self, counters: Mapping[str, int] | None = None) -> int:
+        """State-file blocks and the plugin's private memory beyond its base, in bytes; as of `counters`."""
+        if counters is None:
+            counters = self.counters()
         return self.state_blocks_bytes() + max(0, counters["private_bytes"] - counters["base_bytes"])
 
     def _control(self, name: str) -> int:

@@ -1,7 +1,7 @@
 """The control socket: takes calls of the command and answers them, on the daemon's loop.
 
 A call goes on if its client vanishes, since half of a change is worse than all of it, unless it can be
-undone; the daemon's end cancels it.
+undone, as a disk plugged in or memory asked for.  The daemon's end cancels all.
 """
 
 import asyncio
@@ -10,16 +10,18 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, guests, listener, protocol
+from swaptide.host import disks, guests, listener, protocol, steering
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REQUEST_SECONDS = 10.0
 _PEER = struct.Struct("3i")  # pid, uid, gid
@@ -29,10 +31,13 @@ _decoder = msgspec.json.Decoder(protocol.Request)
 class Control:
     """The server on the control socket."""
 
-    def __init__(self, chosen: Config, served: disks.Disks, watched: guests.Guests) -> None:
+    def __init__(
+        self, chosen: Config, served: disks.Disks, watched: guests.Guests, balloon: steering.Steering
+    ) -> None:
         self._path = chosen.control_socket
         self._disks = served
         self._guests = watched
+        self._balloon = balloon
         self._calls: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -74,6 +79,8 @@ class Control:
     ) -> protocol.Reply:
         try:
             return protocol.Result(await self._call(_decoder.decode(line), reader, writer))
+        except ConnectionAbortedError:
+            raise
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return protocol.Failure("usage", f"request not understood: {error}")
         except SwaptideError as error:
@@ -120,21 +127,38 @@ class Control:
                 return await _while_there(reader, self._guests.attach(request, tell))
             case protocol.Detach():
                 return await self._guests.detach(request, tell)
+            case protocol.Reserve():
+                return await _while_there(
+                    reader, self._balloon.reserve(request, tell), self._balloon.give_back
+                )
+            case protocol.Reservations():
+                return self._balloon.reservations()
+            case protocol.Release(id):
+                return self._balloon.release(id)
 
 
-async def _while_there(reader: asyncio.StreamReader, work: Coroutine[Any, Any, object]) -> object:
-    """Do `work`, but cancel it and wait for its end once the client has left; raises SwaptideError then."""
+async def _while_there(
+    reader: asyncio.StreamReader, work: Coroutine[Any, Any, T], undo: Callable[[T], None] = lambda done: None
+) -> T:
+    """Do `work`, but cancel it and wait for its end once the client has left; ConnectionAbortedError then.
+
+    `undo` is for work that was done just before, of which nobody heard.
+    """
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(reader))
+    heard = False
     try:
         await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        heard = not left.done()
     finally:
         left.cancel()
         if not task.done():
             task.cancel()
         await asyncio.wait({task})
-    if task.cancelled():
-        raise SwaptideError("the client left")
+        if not heard and not task.cancelled() and task.exception() is None:
+            undo(task.result())
+    if not heard:
+        raise ConnectionAbortedError("the client left")
     return task.result()
 
 

@@ -11,12 +11,12 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from swaptide.balloon import limits, squeeze
+from swaptide.balloon import census, limits, squeeze
 from swaptide.cache import face, geometry
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
@@ -40,6 +40,10 @@ _REMOVING = "being removed"
 Tell = Callable[[dict[str, Any]], None]
 
 
+async def _nothing_to_settle() -> None:
+    """Nobody steers."""
+
+
 class Disks:
     """All disks of one run directory."""
 
@@ -57,9 +61,28 @@ class Disks:
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
         self._removals: set[asyncio.Task[None]] = set()
+        self._wake: Callable[[], None] = lambda: None
+        self._settle: Callable[[], Awaitable[None]] = _nothing_to_settle
 
     def __len__(self) -> int:
         return len(self._keepers)
+
+    def steered_by(self, wake: Callable[[], None], settle: Callable[[], Awaitable[None]]) -> None:
+        """Who sets the targets: `wake` tells them of a change, `settle` waits until they have seen it."""
+        self._wake, self._settle = wake, settle
+
+    def members(self) -> list[census.Member]:
+        """The disks that take memory, for whoever sets the targets."""
+        found = []
+        for name, keeper in self._keepers.items():
+            with contextlib.suppress(StateError, OSError):  # its report says so
+                # One that is on its way out must not be opened again: its file is about to go.
+                leaving = name in self._busy or keeper.state is supervisor.State.STOPPED
+                state = keeper.face if leaving else keeper.open_face()
+                if state is not None:
+                    serves = keeper.serves and not leaving
+                    found.append(census.Member(name, state, keeper.definition.weight, serves))
+        return found
 
     def start(self) -> None:
         """Adopt or start every disk that is defined; one whose removal was cut off is removed."""
@@ -98,6 +121,7 @@ class Disks:
             if self._keepers.get(request.name) is keeper and request.name not in self._busy:
                 await self._discard(keeper)
             raise
+        await self._settle()
         return await report.fresh(keeper)
 
     async def all(self) -> list[report.Report]:
@@ -144,6 +168,7 @@ class Disks:
             await keeper.update(keeper.fresh_paths(blank))
             keeper.start()
             await keeper.started()
+        await self._settle()
         return await report.fresh(keeper)
 
     async def restart(self, name: str) -> report.Report:
@@ -245,8 +270,19 @@ class Disks:
         keeper = supervisor.Keeper(
             self._config, self._memory_dir, definition, self._store.save, self._servants
         )
+        keeper.changed = lambda: self._changed(keeper)
         self._keepers[definition.name] = keeper
         return keeper
+
+    def _changed(self, keeper: supervisor.Keeper) -> None:
+        """A disk came, went, or serves again."""
+        if not self._config.balloon and keeper.serves:
+            with contextlib.suppress(StateError, OSError):
+                state = keeper.open_face()
+                if state is not None:
+                    # A daemon with a balloon may have left less.
+                    state.set_limits(target_bytes=state.limits().cap_bytes)
+        self._wake()
 
     def _find(self, name: str) -> supervisor.Keeper:
         if name not in self._keepers:
@@ -292,7 +328,7 @@ class Disks:
             if deadline is not None and not state.is_frozen():
                 tell(prospect)
             state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
-            squeeze.apply(state, wanted, deadline)
+            squeeze.apply(state, self._within(state, wanted), deadline)
             # Beside it, since a store that does not answer must not hold up a disk that returns memory.
             saving = asyncio.create_task(keeper.update(changed))
             try:
@@ -300,7 +336,7 @@ class Disks:
                     raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
                 last = prospect
                 async for step in squeeze.follow(
-                    state, wanted.target_bytes, deadline=deadline, gone=lambda: self._gone(keeper)
+                    state, wanted.cap_bytes, deadline=deadline, gone=lambda: self._gone(keeper)
                 ):
                     last = {**prospect, **dataclasses.asdict(step)}
                     last["returned_bytes"] = max(0, prospect["before_bytes"] - step.ram_bytes)
@@ -310,7 +346,17 @@ class Disks:
                 squeeze.release(state, deadline)
             if last["phase"] == squeeze.Phase.SUPERSEDED and self._gone(keeper):
                 raise BusyError(f"disk {name} was removed or cleared meanwhile")
+            await self._settle()
             return {**last, "unsaved": unsaved}
+
+    def _within(self, state: face.StateFace, wanted: face.Limits) -> face.Limits:
+        """`wanted` with the target that is in force, as far as it fits: how much of its cap a disk may use
+        is not for whoever sets the cap to say, unless nobody steers.
+        """
+        if not self._config.balloon:
+            return wanted
+        target = limits.clamp(state.limits().target_bytes, wanted)
+        return dataclasses.replace(wanted, target_bytes=target)
 
     def _gone(self, keeper: supervisor.Keeper) -> bool:
         name = keeper.definition.name

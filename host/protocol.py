@@ -145,6 +145,28 @@ class Detach(_Message, tag="detach"):
     force: bool = False
 
 
+class Reserve(_Message, tag="reserve"):
+    """Have memory free by the deadline and hold it; the result is a balloon.desk.Standing.
+
+    Streams the same on the way.  Unlike other calls it ends with its client: what is under way when the
+    connection closes is given up.
+    """
+
+    size_bytes: Size
+    deadline_seconds: DeadlineSeconds
+    hold_seconds: DeadlineSeconds
+
+
+class Reservations(_Message, tag="reserve-ls"):
+    """The result is the list of what is held, oldest first."""
+
+
+class Release(_Message, tag="reserve-release"):
+    """Give a reservation back; the result is its id."""
+
+    id: str
+
+
 Request = (
     Add
     | List
@@ -160,6 +182,9 @@ Request = (
     | GuestRemove
     | Attach
     | Detach
+    | Reserve
+    | Reservations
+    | Release
 )
 
 

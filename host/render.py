@@ -102,6 +102,48 @@ def working(words: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(f"{words}: {step}")
 
 
+@contextlib.contextmanager
+def reserving(size_bytes: int) -> Iterator[Step]:
+    """Show on a terminal how much of what is asked for is there; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"reserving {sizes.show(size_bytes)}", total=size_bytes)
+
+        def show(step: dict[str, Any]) -> None:
+            there = max(0, step["available_bytes"] - step["held_bytes"])
+            bar.update(task, completed=min(there, size_bytes), description=_there(there, size_bytes))
+
+        yield show
+
+
+def reservations(found: Sequence[Report]) -> None:
+    """Print one line for each reservation."""
+    headers = ["ID", "SIZE", "LEFT", "EXPIRES"]
+    rows = [
+        [
+            each["id"],
+            sizes.show(each["size_bytes"]),
+            sizes.show(each["left_bytes"]),
+            f"in {each['expires_in_seconds']:.0f} s",
+        ]
+        for each in found
+    ]
+    if sys.stdout.isatty():
+        _rich_table(headers, rows)
+    else:
+        _plain_table([headers, *rows])
+
+
+def _there(there: int, size_bytes: int) -> str:
+    return f"{sizes.show(there)} of {sizes.show(size_bytes)} available"
+
+
 def _columns(
     reports: Sequence[Report], columns: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[list[str]]]:

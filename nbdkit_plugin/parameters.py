@@ -78,6 +78,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "size": ("size_bytes", _disk_size),
     "ram": ("ram_bytes", parse_size),
     "floor": ("floor_bytes", parse_size),
+    "target": ("target_bytes", parse_size),
     "spill": ("spill", _path),
     "state": ("state", _path),
     "name": ("name", _name),

@@ -1,0 +1,126 @@
+"""The balloon of a daemon: its controller, wired to the disks and the run directory; and what is asked of it.
+
+On the daemon's loop.  With `balloon = false` there is none: every disk may use its cap.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swaptide.balloon import controller, desk, policy, reservations, rooms, trace
+from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import config, disks, protocol, sizes
+
+log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 1.0
+
+
+class Steering:
+    """Divides the RAM among `served`, until `close`."""
+
+    def __init__(
+        self, chosen: config.Config, served: disks.Disks, guests: controller.Guests | None = None
+    ) -> None:
+        self._config = chosen
+        self._task: asyncio.Task[None] | None = None
+        self._desk: desk.Desk | None = None
+        if not chosen.balloon:
+            log.info("balloon off: every disk may use its cap")
+            return
+        woken = asyncio.Event()
+        book = reservations.Book(chosen.run_dir / "reservations.json")
+        self._desk = desk.Desk(book, woken.set)
+        self._controller = controller.Controller(
+            policy.Settings(),
+            served.members,
+            self._desk,
+            _rooms(chosen),
+            woken,
+            guests=guests,
+            record=None if chosen.trace is None else trace.Trace(chosen.trace),
+        )
+        served.steered_by(woken.set, self._settle)
+
+    def start(self) -> None:
+        """Begin to steer."""
+        if self._desk is not None:
+            self._task = asyncio.create_task(self._controller.run(), name="balloon")
+
+    async def close(self) -> None:
+        """Stop steering; targets stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def reserve(
+        self, request: protocol.Reserve, tell: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Wait for the memory; the result says whether it is granted.  Raises SetupError without balloon."""
+        standing = await self._asked().reserve(
+            request.size_bytes,
+            request.deadline_seconds,
+            request.hold_seconds,
+            lambda step: tell(dataclasses.asdict(step)),
+        )
+        return dataclasses.asdict(standing)
+
+    def give_back(self, standing: Mapping[str, Any]) -> None:
+        """What was granted, perhaps, to somebody who never heard of it."""
+        with contextlib.suppress(UsageError):
+            self.release(standing["id"])
+
+    def release(self, id: str) -> dict[str, Any]:
+        """Give one back; raises UsageError if there is none such."""
+        self._asked().release(id)
+        return {"id": id}
+
+    def reservations(self) -> list[dict[str, Any]]:
+        """What is held, oldest first."""
+        now = time.monotonic()
+        return [
+            {
+                "id": entry.id,
+                "size_bytes": entry.size_bytes,
+                "left_bytes": left,
+                "age_seconds": round(now - entry.granted_at, 3),
+                "expires_in_seconds": round(max(0.0, entry.expires_at - now), 3),
+            }
+            for entry, left in self._asked().granted()
+        ]
+
+    def _asked(self) -> desk.Desk:
+        if self._desk is None:
+            raise SetupError(
+                "the balloon is off here (balloon = false), so nothing is freed or kept free; switch it on in"
+                " the configuration"
+            )
+        return self._desk
+
+    async def _settle(self) -> None:
+        """Wait until the policy has seen what changed; not for ever, since nothing depends on it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self._controller.looked()
+
+
+def check(chosen: config.Config) -> None:
+    """Raises UsageError for a host reserve that is more than the host has."""
+    size = rooms.host_bytes(chosen.proc_dir)
+    if size and config.reserve("host_reserve", chosen.host_reserve).of(size) >= size:
+        raise UsageError(
+            f"host_reserve {chosen.host_reserve} is all that this host has ({sizes.show(size)});"
+            " configure less"
+        )
+
+
+def _rooms(chosen: config.Config) -> rooms.Rooms:
+    return rooms.Rooms(
+        config.reserve("host_reserve", chosen.host_reserve),
+        config.reserve("cgroup_reserve", chosen.cgroup_reserve),
+        chosen.proc_dir,
+    )

@@ -210,7 +210,7 @@ def _divide(
 
 
 class _Still(msgspec.Struct, frozen=True):
-    """Disks that cannot fall: what they keep as targets, and what that lets them grow."""
+    """Disks that cannot fall: what they keep as targets, and what that lets them grow, floors included."""
 
     targets: dict[str, int]
     licences: int
@@ -218,10 +218,11 @@ class _Still(msgspec.Struct, frozen=True):
 
 def _still(parts: list[targets.Part], spare: int) -> _Still:
     """They grow no further than they may already, and not at all where that is no longer spare."""
-    licences = sum(map(targets.licence, parts))
-    if targets.debt(parts) + licences <= max(0, spare):
+    debt = targets.debt(parts)
+    licences = debt + sum(map(targets.licence, parts))
+    if licences <= max(0, spare):
         return _Still({part.name: part.target for part in parts}, licences)
-    return _Still({part.name: min(part.target, max(part.low, part.ram)) for part in parts}, 0)
+    return _Still({part.name: min(part.target, max(part.low, part.ram)) for part in parts}, debt)
 
 
 def _fitting(memory: Memory, movable: list[targets.Part], spare: int) -> Memory:

@@ -109,11 +109,13 @@ def _named(parts: Sequence[Part], sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _shrink(parts: Sequence[Part], wanted: Sequence[int], need: int) -> list[int]:
-    """Targets that free `need`: what is on its way already, then who has most beyond its share, then all."""
+    """Targets that free `need`: what is on its way already, then what disks have beyond their shares.
+
+    Those are enough: the shares are no more than the budget, or the floors.
+    """
     freed = [max(0, part.ram - part.target) for part in parts]
     beyond = [max(0, part.ram - max(part.low, size)) for part, size in zip(parts, wanted, strict=True)]
     _fill(freed, beyond, need)
-    _fill(freed, [max(0, part.ram - part.low) for part in parts], need)
     return [min(part.target, max(part.low, part.ram - size)) for part, size in zip(parts, freed, strict=True)]
 
 
@@ -195,13 +197,15 @@ def _worth_moving(
 ) -> bool:
     """Whether what the shares are worth more than the targets is something to those who would get RAM.
 
-    Near the best division another one is worth as much, and noise makes the difference.
+    Near the best division another one is worth as much, and noise makes the difference.  A licence beyond
+    a disk's reach is worth nothing to it.
     """
     claims = [division.Claim(part.low, part.high, part.weight, part.curve) for part in parts]
     price = division.price_of(claims, budget, settings.fairness)
+    reach = [_reach(settings, part) for part in parts]
     gained = sum(
-        division.worth(claim, size, price) - division.worth(claim, part.target, price)
-        for claim, size, part in zip(claims, wanted, parts, strict=True)
+        division.worth(claim, min(size, most), price) - division.worth(claim, min(part.target, most), price)
+        for claim, size, part, most in zip(claims, wanted, parts, reach, strict=True)
     )
     scale = sum(
         part.weight * (part.curve.reads + price) for part, gap in zip(parts, gaps, strict=True) if gap > 0

@@ -2,8 +2,11 @@
 time.
 """
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+
+import hypothesis
 
 from swaptide.balloon import policy, samples, simulator
 from swaptide.cache import ages
@@ -52,11 +55,24 @@ def after(found: samples.Sample, decision: samples.Decision) -> dict[str, int]:
 
 
 def licences(found: samples.Sample, decision: samples.Decision) -> int:
-    """What the targets let disks grow by, beyond RAM in use and floors."""
+    """What the targets let disks grow by."""
     targets = after(found, decision)
-    return sum(
-        max(0, targets[each.name] - max(each.ram_bytes, min(each.floor_bytes, each.cap_bytes)))
-        for each in found.disks
+    return sum(max(0, targets[each.name] - each.ram_bytes) for each in found.disks)
+
+
+def debt(found: samples.Sample) -> int:
+    """What disks may take whatever there is, to reach their floors."""
+    return sum(max(0, min(each.floor_bytes, each.cap_bytes) - each.ram_bytes) for each in found.disks)
+
+
+def examples(count: int) -> hypothesis.settings:
+    """The same examples every time, or as many new ones as SWAPTIDE_FUZZ_EXAMPLES says."""
+    return hypothesis.settings(
+        max_examples=int(os.environ.get("SWAPTIDE_FUZZ_EXAMPLES") or count),
+        deadline=None,
+        derandomize="SWAPTIDE_FUZZ_EXAMPLES" not in os.environ,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
 
 

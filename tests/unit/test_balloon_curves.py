@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from swaptide.balloon import curves
 from swaptide.cache import ages
-from tests.unit.hosts import GIB, MIB, ages_of
+from tests.unit.hosts import GIB, MIB, ages_of, examples
 
 COUNTS = st.lists(st.integers(0, 10**6), min_size=ages.BUCKETS, max_size=ages.BUCKETS)
 SIZES = st.lists(st.integers(0, 64 * GIB), min_size=ages.BUCKETS, max_size=ages.BUCKETS)
@@ -88,6 +88,7 @@ def test_a_first_look_is_no_storm() -> None:
 
 
 @hypothesis.given(COUNTS, SIZES)
+@examples(100)
 def test_the_hull_is_convex_and_loses_nothing(reads: list[int], live: list[int]) -> None:
     found = demand(reads, live)
     assert sum(found.pages) == pytest.approx(sum(reads))
@@ -101,6 +102,7 @@ def test_the_hull_is_convex_and_loses_nothing(reads: list[int], live: list[int])
 
 
 @hypothesis.given(COUNTS, SIZES, st.integers(0, 1 << 42))
+@examples(100)
 def test_the_hull_is_never_above_the_curve(reads: list[int], live: list[int], ram: int) -> None:
     """The hull promises at least the hits that the buckets show, rounded to the buckets of depth."""
     found = demand(reads, live)

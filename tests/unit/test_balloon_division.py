@@ -5,7 +5,7 @@ import pytest
 from hypothesis import strategies as st
 
 from swaptide.balloon import curves, division
-from tests.unit.hosts import GIB, MIB
+from tests.unit.hosts import GIB, MIB, examples
 
 FLOOR = 32 * MIB
 
@@ -87,6 +87,7 @@ CLAIMS = st.lists(
 
 
 @hypothesis.given(CLAIMS, st.integers(0, 1 << 44))
+@examples(100)
 def test_exact_within_bounds_and_the_same_again(claims: list[division.Claim], budget: int) -> None:
     parts = division.divide(claims, budget)
     assert parts == division.divide(claims, budget)
@@ -102,6 +103,7 @@ def test_exact_within_bounds_and_the_same_again(claims: list[division.Claim], bu
 
 
 @hypothesis.given(CLAIMS, st.integers(0, 1 << 44), st.randoms(use_true_random=False))
+@examples(100)
 def test_the_order_does_not_matter(claims: list[division.Claim], budget: int, chance: object) -> None:
     order = list(range(len(claims)))
     chance.shuffle(order)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ not the host.  `Book` keeps it in a file and belongs to the controller's loop.
 
 A reservation counts as used when the host's memory in use beside the disks grows: the kernel does not say
 what for.  Growth is taken from the oldest first; where it falls again the newest gets back first.  What
-holds nothing any more for USED_SECONDS is done with.
+holds next to nothing any more for USED_SECONDS is done with.
 """
 
 import contextlib
@@ -20,13 +20,15 @@ from swaptide.cache.errors import SetupError, UsageError
 log = logging.getLogger(__name__)
 
 USED_SECONDS = 2.0
+# Next to nothing: how far off the host's figures may be, which are not of one moment.
+_REST_SHARE, _REST_BYTES = 32, 16 << 20
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 class Reservation(msgspec.Struct, frozen=True):
     """`left_bytes` is what was not used yet when the ledger's mark was taken.
 
-    `empty_since` is since when nothing is left of it, None while there is.
+    `empty_since` is since when next to nothing is left of it, None while there is more.
     """
 
     id: str
@@ -107,7 +109,8 @@ def release(ledger: Ledger, id: str, used_bytes: int | None) -> Ledger:
 
 
 def _empty_since(entry: Reservation, left: int, now: float) -> float | None:
-    if left > 0:
+    rest = min(entry.size_bytes // 4, max(entry.size_bytes // _REST_SHARE, _REST_BYTES))
+    if left > rest:
         return None
     return now if entry.empty_since is None else entry.empty_since
 

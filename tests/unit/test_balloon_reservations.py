@@ -78,6 +78,16 @@ def test_what_is_used_up_for_a_while_is_done_with() -> None:
     assert reservations.left_bytes(gone, 104) == (4,)
 
 
+@pytest.mark.parametrize(
+    ("size", "rest"),
+    [(8 * GIB, GIB // 4), (GIB, GIB // 32), (256 << 20, 16 << 20), (8 << 20, 2 << 20), (3, 0)],
+)
+def test_next_to_nothing_is_nothing(size: int, rest: int) -> None:
+    made = ledger(size, used=0)
+    assert reservations.advance(made, 1.0, size - rest - 1) is made
+    assert reservations.advance(made, 1.0, size - rest).entries[0].empty_since == 1.0
+
+
 OPERATIONS = strategies.lists(
     strategies.tuples(
         strategies.sampled_from(("grant", "release", "advance", "look")),

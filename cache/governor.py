@@ -231,6 +231,8 @@ class Governor:
             self._ages_at = time.monotonic() + AGES_SECONDS
         if obeyed is not None:
             self._put("frozen_seen", obeyed)
+            if layout.is_frozen(obeyed) != layout.is_frozen(self._told_frozen or 0):
+                log.info("disk frozen, writes wait" if layout.is_frozen(obeyed) else "disk thawed")
             self._told_frozen = obeyed
         # Last: whoever asked sees the answer only when everything above is there.
         self._put("publish_answer", request)

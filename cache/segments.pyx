@@ -436,7 +436,7 @@ cdef class Segments:
         entry.fill = 0
         entry.count = 0
         if head == GUEST:
-            self.guest_opened += 1
+            poke64(&self.guest_opened, self.guest_opened + 1)
             entry.flags = ALIGNED_FLAG
         elif head == COLD:
             entry.flags = COLD_FLAG
@@ -684,6 +684,7 @@ cdef class Segments:
         """
         cdef uint32_t segment, live, best = NO_SEGMENT
         cdef double score, most = -1.0, age
+        cdef uint64_t clock = peek64(&self.log_clock)
         # Looked for without the lock, since a large disk has many; judged again with it.
         for segment in range(self.used_ids):
             live = self._weight(segment)
@@ -691,7 +692,7 @@ cdef class Segments:
                 continue
             age = 1.0
             if by_age:
-                age += <double> self.log_clock - <double> self.map.segment_table[segment].age
+                age += <double> clock - <double> peek64(&self.map.segment_table[segment].age)
             score = (CONTENT_BYTES - live) * age / (CONTENT_BYTES + live)
             if score > most:
                 best = segment
@@ -952,7 +953,7 @@ cdef class Segments:
 
     def is_still(self):
         """Whether the disk is frozen and no client's change is under way; that movers rest they know."""
-        return self.frozen != 0 and load32(&self.changing) == 0
+        return load32(&self.frozen) != 0 and load32(&self.changing) == 0
 
     def populate_now(self, uint32_t count):
         """Make free RAM slots before the movers run; raises MemoryError where the host refuses."""

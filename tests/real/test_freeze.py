@@ -20,9 +20,9 @@ SIZE = 64 * MIB
 SHAPE = geometry.of_size(SIZE)
 FLOOR = SHAPE.working_minimum_bytes
 WAIT_SECONDS = 60.0
-# What reads, and who asks, may change.
+# What reads, who asks, and the process's own memory may change.
 READING = {"reads", "read_bytes", "hits", "misses", "packed_hits", "spill_read_bytes", "publish_answer"}
-READING |= {"read_ahead_pages", "read_ahead_hits", "private_bytes"}
+READING |= {"read_ahead_pages", "read_ahead_hits", "private_bytes", "ram_slots_limit"}
 STILL = [name for name in layout.COUNTERS if name not in READING]
 
 

@@ -20,7 +20,8 @@ from tests.unit.hands import PAGE, PIECES, Hand, Maker, noise, text
 WAIT_SECONDS = 60.0
 SIZE = 64 << 20
 FLOOR = geometry.of_size(SIZE).working_minimum_bytes
-READING = ("reads", "read_bytes", "hits", "packed_hits", "publish_answer")
+# What reads change, and what the process's own memory does.
+READING = {"reads", "read_bytes", "hits", "packed_hits", "publish_answer", "private_bytes", "ram_slots_limit"}
 STILL = tuple(name for name in layout.COUNTERS if name not in READING)
 
 

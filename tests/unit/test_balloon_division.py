@@ -68,6 +68,15 @@ def test_too_little_for_the_floors_is_the_floors() -> None:
     assert division.divide([], 10) == []
 
 
+def test_the_price_goes_by_gain_and_not_by_order() -> None:
+    """The last quarter of what goes by gain alone is the cold disk's, whoever is named first."""
+    hot, cold = claim(even(1000)), claim(even(10))
+    budget = 3 * GIB // 2
+    price = division.price_of([hot, cold], budget)
+    assert price == pytest.approx(division.price_of([cold, hot], budget))
+    assert price == division.LEAST_PRICE, "a tenth of what ten reads a second are"
+
+
 CURVES = st.lists(st.tuples(st.integers(1, 1 << 41), st.floats(0, 1e-3, allow_nan=False)), max_size=8).map(
     lambda found: curves.Curve(
         tuple(sorted({float(end) for end, _ in found})),

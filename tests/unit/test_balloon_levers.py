@@ -19,6 +19,7 @@ class Host:
         self.speed = speed
         self.guest = samples.Guest("g", 2 * GIB, GIB, 4 * GIB, 1.0, GIB, 0, 0)
         self.asked: list[int] = []
+        self.asked_at: list[float] = []
         self._memory = policy.start(SETTINGS)
         self._at = 0.0
 
@@ -41,7 +42,9 @@ class Host:
             self.guest = guest
             seen = samples.Sample(self._at, (room(self.free),), self.disks, (guest,))
             self._memory, found = policy.decide(SETTINGS, self._memory, seen)
-            self.asked += [found.balloons["g"]] if "g" in found.balloons else []
+            if "g" in found.balloons:
+                self.asked.append(found.balloons["g"])
+                self.asked_at.append(self._at)
 
 
 def floor_disk() -> samples.Disk:
@@ -54,6 +57,8 @@ def test_a_guest_that_thrashes_gets_its_memory_back_in_steps() -> None:
     assert host.guest.actual_bytes == 4 * GIB
     steps = [new - old for old, new in zip([2 * GIB, *host.asked], host.asked, strict=False)]
     assert len(steps) > 2 and all(0 < step <= 3 * GIB // 8 for step in steps)
+    waits = [new - old for old, new in zip(host.asked_at, host.asked_at[1:], strict=False)]
+    assert min(waits) >= levers.SETTLE_SECONDS, "each step is looked at before the next"
 
 
 def test_nothing_is_given_that_the_host_does_not_have() -> None:

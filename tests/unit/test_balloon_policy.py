@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from swaptide.balloon import policy, samples
+from swaptide.balloon import curves, policy, samples, targets
 from tests.unit import hosts
 from tests.unit.hosts import GIB, MIB, SETTINGS, ages_of, disk, room, sample
 
@@ -95,6 +95,24 @@ def test_a_disk_that_restarts_finds_its_ram_and_takes_nobody_elses() -> None:
 def test_a_new_disk_gets_its_floor_from_the_others() -> None:
     seen = sample(0, GIB, disk("old"), disk("new", ram=0, target=32 * MIB))
     assert hosts.after(seen, decide(seen)) == {"old": GIB - 32 * MIB, "new": 32 * MIB}
+
+
+def test_floors_that_are_still_to_be_filled_are_covered_as_well() -> None:
+    """While one disk comes down the budget has room, but what is spare now is all that may be taken now."""
+    low, flat = 32 * MIB, curves.FLAT
+    new = targets.Part("new", 64 * MIB, GIB, 0, 64 * MIB, 64 * MIB, 100.0, flat)
+    late = targets.Part("late", low, GIB, GIB, 512 * MIB, 512 * MIB, 100.0, flat)
+    eager = targets.Part("eager", low, GIB, 100 * MIB, GIB, GIB, 100.0, flat)
+    found = targets.plan(
+        SETTINGS,
+        (new, late, eager),
+        (64 * MIB, 512 * MIB, GIB),
+        budget=1224 * MIB,
+        spare=100 * MIB,
+        may_grow=True,
+        may_move=False,
+    )
+    assert found.targets == {"new": 64 * MIB, "late": 512 * MIB, "eager": (100 + 36) * MIB}
 
 
 def test_pressure_is_one_step_more() -> None:

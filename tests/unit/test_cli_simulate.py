@@ -43,11 +43,11 @@ def test_json(eater: pathlib.Path) -> None:
 
 
 def test_settings_change_what_comes_of_it(eater: pathlib.Path) -> None:
-    def least(*words: str) -> int:
-        return int(json.loads(run(eater, "--json", *words).stdout)["summary"]["spare_least_bytes"])
+    def free(*words: str) -> int:
+        return int(json.loads(run(eater, "--json", *words).stdout)["summary"]["free_least_bytes"])
 
-    assert least("--set", "ahead_seconds=0", "--speed", "64M") < least("--speed", "64M")
-    assert least("--reserve", "512M") < least()
+    assert free("--set", "ahead_seconds=0", "--speed", "64M") < free("--speed", "64M")
+    assert free("--reserve", "512M") > free() + 256 * 1024**2
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])

@@ -203,6 +203,17 @@ def swapped_out(guest: machine.Machine, pages: int) -> None:
     guest.wait_numbers(lambda n: n.pswpout > pages, "pages on their way out", PHASE_SECONDS)
 
 
+def reset(daemon: swaptided.Daemon, guest: machine.Machine) -> None:
+    """Reset the guest and wait until it has booted; if it does not, say where it stands."""
+    guest.qmp("system_reset")
+    try:
+        guest.wait_ready(PHASE_SECONDS)
+    except machine.GuestError as error:
+        registers = guest.qmp("human-monitor-command", **{"command-line": "info registers -a"})
+        error.add_note(f"{daemon.log_tail()}\n{registers}")
+        raise
+
+
 @pytest.mark.parametrize("resets", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_reset_empties_the_disk_and_harms_nobody(
     daemon: swaptided.Daemon, accelerator: str, resets: int
@@ -214,8 +225,7 @@ def test_reset_empties_the_disk_and_harms_nobody(
             swapped_out(guest, draw.randrange(5_000, 20_000))
             full, before = daemon.show(DISK)["stored_pages"], daemon.show(DISK)["id"]
             assert full > 1000
-            guest.qmp("system_reset")
-            guest.wait_ready(PHASE_SECONDS)
+            reset(daemon, guest)
             swap = guest.wait_for(lambda r: r.kind == "SWAP", "swap area", PHASE_SECONDS)
             assert swap.fields["made"] == "0"  # the page that makes it one is kept
             shown = daemon.show(DISK)
@@ -229,5 +239,6 @@ def test_reset_empties_the_disk_and_harms_nobody(
         guest.wait_numbers(lambda n: n.filled == 192 * 256, "filled memory", PHASE_SECONDS)
         guest.say("stop")
         result = guest.finish(PHASE_SECONDS)
-        assert (result.wrong, guest.wrong, guest.trouble) == (0, [], []), guest.account(f"{guest.trouble}")
+        sound = (result.wrong, result.died, guest.wrong, guest.trouble) == (0, 0, [], [])
+        assert sound, guest.account(f"{result}, {guest.wrong}, {guest.trouble}")
     assert result.pswpin > 0

@@ -31,11 +31,10 @@ class Host:
 
     def available_bytes(self) -> int:
         """What is free now."""
-        cached = 0
-        for path in self._states.rglob("*.state"):
-            with contextlib.suppress(FileNotFoundError):
-                cached += path.stat().st_blocks * 512
-        return max(0, self.total_bytes - self.other_bytes - cached)
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a disk was removed between two looks: look again
+                cached = sum(path.stat().st_blocks * 512 for path in self._states.rglob("*.state"))
+                return max(0, self.total_bytes - self.other_bytes - cached)
 
     def update(self) -> None:
         """Let everybody see it."""

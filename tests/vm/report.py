@@ -4,7 +4,8 @@ import dataclasses
 import re
 from typing import Final
 
-_LINE: Final = re.compile(r"GUEST-([A-Z]+)\s+(.*)$")
+# The last one in a line: what a guest was saying when it was reset has no end.
+_LINE: Final = re.compile(r".*GUEST-([A-Z]+)\s+(.*)$")
 _FIELD: Final = re.compile(r"([a-z_]+)=(\S*)")
 # Kernel words that mean that the disk or the guest failed, whatever the work's own verdict is.
 _TROUBLE: Final = re.compile(

@@ -507,7 +507,7 @@ cdef class Moves:
 
     def segments_opened(self):
         """Segments that the guest began to fill so far."""
-        return self.segments.guest_opened
+        return peek64(&self.segments.guest_opened)
 
     def misses(self):
         """Pages that were read from the disk so far."""

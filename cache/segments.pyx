@@ -21,7 +21,9 @@ from swaptide.cache.atomics cimport (
     load64,
     load64s,
     mortal,
+    peek64,
     point,
+    poke64,
     relax,
     store64,
 )
@@ -354,14 +356,14 @@ cdef class Segments:
         self.n_free_ram -= 1
         slot = self.free_ram[self.n_free_ram]
         entry = &self.map.segment_table[segment]
-        self.log_clock += 1
+        poke64(&self.log_clock, self.log_clock + 1)     # the cleaner looks at it without the lock
         store64(&self.map.counters[LOG_CLOCK], self.log_clock)
         mortal("open: number taken")
-        entry.age = self.log_clock
+        poke64(&entry.age, self.log_clock)
         entry.fill = 0
         entry.count = 0
         if head == GUEST:
-            self.guest_opened += 1
+            poke64(&self.guest_opened, self.guest_opened + 1)
             entry.flags = ALIGNED_FLAG
         elif head == COLD:
             entry.flags = COLD_FLAG
@@ -390,7 +392,7 @@ cdef class Segments:
         cdef uint32_t segment = open.segment
         cdef SegmentEntry *entry = &self.map.segment_table[segment]
         if open.age_bytes:
-            entry.age = <uint64_t> (open.age_sum / open.age_bytes)
+            poke64(&entry.age, <uint64_t> (open.age_sum / open.age_bytes))
         if head == COLD and entry.fill < <uint64_t> entry.count * MOSTLY_PACKED:
             entry.flags = entry.flags | PACKED_FLAG
         mortal("seal: full")
@@ -608,6 +610,7 @@ cdef class Segments:
         """
         cdef uint32_t segment, live, best = NO_SEGMENT
         cdef double score, most = -1.0, age
+        cdef uint64_t clock = peek64(&self.log_clock)
         # Looked for without the lock, since a large disk has many; judged again with it.
         for segment in range(self.used_ids):
             live = self._weight(segment)
@@ -615,7 +618,7 @@ cdef class Segments:
                 continue
             age = 1.0
             if by_age:
-                age += <double> self.log_clock - <double> self.map.segment_table[segment].age
+                age += <double> clock - <double> peek64(&self.map.segment_table[segment].age)
             score = (CONTENT_BYTES - live) * age / (CONTENT_BYTES + live)
             if score > most:
                 best = segment

@@ -118,7 +118,7 @@ def test_readers_writers_and_movers_in_parallel(
     tmp_path: pathlib.Path, compress: str, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idle.Idle, "now", lambda _self: idle.Spare(1.0))
-    # What a sanitizer keeps beside each byte is not the disk's; charged to it, it would leave no room to pack.
+    # What a sanitizer keeps beside each byte is not the disk's; charged to it, that leaves no room to pack.
     monkeypatch.setattr(memory.Meter, "now_bytes", lambda self: self.start_bytes)
     monkeypatch.setattr(engine, "PACKERS", 2)
     monkeypatch.setattr(movers, "PACKERS", 1)

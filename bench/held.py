@@ -20,7 +20,7 @@ REQUEST_BYTES: Final = 128 << 10
 SETTLE_SECONDS: Final = 5.0
 SETTLE_STEP_SECONDS: Final = 0.4
 # What was written in the last seconds is kept as it is (cache/movers.py): let them pass.
-COOL_SECONDS: Final = 12.0
+COOL_SECONDS: Final = 4.0
 
 
 @dataclasses.dataclass(frozen=True)

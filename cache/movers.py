@@ -41,18 +41,16 @@ SPILL_BATCH: Final = 8
 LEAST_FREE: Final = 2
 MOST_FREE: Final = 16
 DEMAND_SECONDS: Final = 0.05
-# Free RAM slots beyond twice the wish that are kept before any is given back, and those that the guest fills
-# in so many seconds: what it overwrites comes free in bursts, and making slots anew costs as much as that.
+# Free RAM slots beyond twice the wish, and beyond what the guest filled lately, that are kept before any is
+# given back: what it overwrites comes free in bursts, and making slots anew costs as much as filling them.
 SPARE_SLOTS: Final = 2
-SPARE_SECONDS: Final = 2.0
 # Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
 DISK_LOW_SHARE: Final = 1 / 32
 DISK_LOW_LEAST: Final = 12
 # Packing needs segments of its own to pack into: with fewer slots than these there is none, in segments.
 PACK_LEAST_SLOTS: Final = 16
-# What the guest wrote in the last seconds is not packed, up to an eighth: it is overwritten or read soonest.
+# What the guest wrote lately is not packed, up to an eighth: it is overwritten or read soonest.
 RAW_SHARE: Final = 1 / 8
-RAW_SECONDS: Final = 2.0
 # A segment that the guest left half full for so long is closed where RAM is scarce: then it packs as well.
 LEFT_SECONDS: Final = 2.0
 # Free slots that packers find while RAM is taken back; see Segments.keep_free.
@@ -116,7 +114,8 @@ class Wish(NamedTuple):
     """What is wanted beyond the limit, and what the host has to spare.
 
     `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
-    `demand`: segments that the guest filled lately, per second.
+    `demand`: segments that the guest filled lately, per second, at most; `recent`: how many it filled in the
+    last rates.RECENT_SECONDS.
     """
 
     compress: bool = False
@@ -124,6 +123,7 @@ class Wish(NamedTuple):
     hurry: bool = False
     clean: int = 0
     demand: float = 0.0
+    recent: int = 0
     idle_core: bool = False
     idle_disk: bool = False
 
@@ -158,7 +158,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     """
     wanted = max(LEAST_FREE, min(MOST_FREE, math.ceil(wish.demand * DEMAND_SECONDS), now.limit // 8))
     over = now.populated - now.to_punch - now.limit
-    keep_raw = int(min(now.limit * RAW_SHARE, wish.demand * RAW_SECONDS))
+    keep_raw = min(int(now.limit * RAW_SHARE), wish.recent)
     may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
     unpacked = max(0, now.raw - keep_raw) if may_pack else 0
     keep_free = PACK_FREE_SLOTS if unpacked or busy.packing else 1
@@ -212,7 +212,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
-    keep = 2 * wanted + SPARE_SLOTS + int(wish.demand * SPARE_SECONDS)
+    keep = 2 * wanted + SPARE_SLOTS + wish.recent
     return Plan(
         punch=now.to_punch > 0 or (over > 0 and now.free > 1),
         release=now.free - keep if now.free > keep and not now.waiting else 0,
@@ -397,6 +397,7 @@ class Movers:
 
     def _wish(self, now: Snapshot) -> Wish:
         orders, spare = self._orders, self._idle.now()
+        opened, clock = self._moves.segments_opened(), time.monotonic()
         if now.limit < self._last_limit:
             self._lowered_at = time.monotonic()
         self._last_limit = now.limit
@@ -407,7 +408,8 @@ class Movers:
             strengthen=orders.compress == "lz4+zstd",
             hurry=over > 0 and over > self.rates.packed_in(left),
             clean=int(now.limit * orders.clean_ahead),
-            demand=self.rates.demand(self._moves.segments_opened(), time.monotonic()),
+            demand=self.rates.demand(opened, clock),
+            recent=self.rates.recent(opened, clock),
             idle_core=spare.cores >= IDLE_CORES,
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )

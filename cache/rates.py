@@ -1,5 +1,6 @@
 """How fast this host packs and writes out, as measured; what a deadline allows follows from it."""
 
+import collections
 from typing import Final
 
 from swaptide.cache import geometry
@@ -15,6 +16,8 @@ RELIED_SHARE: Final = 0.7
 # How often the demand is measured, and how long until half of it is forgotten.
 DEMAND_LOOK_SECONDS: Final = 0.02
 DEMAND_HALF_SECONDS: Final = 1.0
+# How far back what was filled is remembered.
+RECENT_SECONDS: Final = 2.0
 
 
 class Rates:
@@ -29,6 +32,7 @@ class Rates:
         self._opened = 0
         self._opened_at = 0.0
         self._demand = 0.0
+        self._looks: collections.deque[tuple[float, int]] = collections.deque()
 
     def demand(self, opened: int, now: float) -> float:
         """Segments filled per second, by how many were opened so far; falls slowly, rises at once."""
@@ -38,6 +42,15 @@ class Rates:
             self._demand = max(rate, self._demand * 0.5 ** (passed / DEMAND_HALF_SECONDS))
             self._opened, self._opened_at = opened, now
         return self._demand
+
+    def recent(self, opened: int, now: float) -> int:
+        """Segments filled in the last RECENT_SECONDS, by how many were opened so far."""
+        if not self._looks or now - self._looks[-1][0] >= DEMAND_LOOK_SECONDS:
+            self._looks.append((now, opened))
+        # The last look before that time stays: it says how many there were then.
+        while len(self._looks) > 1 and now - self._looks[1][0] >= RECENT_SECONDS:
+            self._looks.popleft()
+        return opened - self._looks[0][1]
 
     def spilled(self, seconds: float) -> None:
         """One segment was written out in this time, beside the others."""

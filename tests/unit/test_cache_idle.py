@@ -118,3 +118,22 @@ def test_packers_give_way_and_never_become_less_nice(before: int, after: int) ->
     thread.start()
     thread.join()
     assert found == [after]
+
+
+def test_what_was_filled_lately_is_forgotten_after_two_seconds() -> None:
+    measured = rates.Rates(4, 2)
+    assert measured.recent(0, 100.0) == 0
+    assert measured.recent(16, 100.05) == 16
+    assert measured.recent(16, 101.9) == 16
+    assert measured.recent(20, 101.95) == 20
+    assert measured.recent(20, 102.5) == 4
+    assert measured.recent(20, 103.0) == 4
+    assert measured.recent(20, 104.5) == 0
+
+
+def test_what_was_filled_between_two_looks_that_lie_far_apart_is_recent() -> None:
+    measured = rates.Rates(4, 2)
+    assert measured.recent(5, 10.0) == 0
+    assert measured.recent(9, 60.0) == 4
+    assert measured.recent(9, 61.0) == 4
+    assert measured.recent(9, 62.1) == 0

@@ -117,9 +117,9 @@ def test_over_the_limit_something_always_happens(limit: int, dirty: int, clean: 
 
 # With packing.
 
-LZ4 = movers.Wish(compress=True, demand=160.0)
+LZ4 = movers.Wish(compress=True, demand=160.0, recent=160)
 QUIET = movers.Wish(compress=True)
-IDLE = movers.Wish(compress=True, clean=25, demand=160.0, idle_core=True, idle_disk=True)
+IDLE = movers.Wish(compress=True, clean=25, demand=160.0, recent=160, idle_core=True, idle_disk=True)
 
 
 def full(wish: movers.Wish = LZ4, busy: movers.Busy = NOTHING, /, **changes: int) -> movers.Plan:
@@ -224,8 +224,8 @@ def test_packing_anew_is_for_idle_cores_and_a_wish() -> None:
 
 def test_what_is_kept_raw_is_what_the_guest_wrote_in_the_last_seconds() -> None:
     assert planned(QUIET, limit=50, free=2, raw=40).keep_raw == 0
-    assert planned(QUIET._replace(demand=1.0), limit=50, raw=40).keep_raw == 2
-    assert planned(QUIET._replace(demand=100.0), limit=50, raw=40).keep_raw == 6
+    assert planned(QUIET._replace(recent=2), limit=50, raw=40).keep_raw == 2
+    assert planned(QUIET._replace(recent=200), limit=50, raw=40).keep_raw == 6
 
 
 def test_free_slots_are_given_back_before_anything_is_written_out() -> None:
@@ -239,7 +239,7 @@ def test_free_slots_are_given_back_before_anything_is_written_out() -> None:
 
 def test_what_the_guest_overwrites_is_kept_for_its_next_writes() -> None:
     assert planned(free=40).release > 0
-    assert planned(movers.Wish(demand=20.0), free=40).release == 0
+    assert planned(movers.Wish(recent=40), free=40).release == 0
 
 
 def test_the_guests_segment_is_closed_where_all_else_is_packed_and_ram_is_scarce() -> None:
@@ -270,7 +270,12 @@ def test_packers_hold_none_once_packing_is_switched_off() -> None:
     shares=st.tuples(st.integers(0, 100), st.integers(0, 100)),
     dirty=st.integers(1, 300),
     wish=st.builds(
-        movers.Wish, *[st.booleans()] * 3, st.integers(0, 80), st.floats(0, 1000), *[st.booleans()] * 2
+        movers.Wish,
+        *[st.booleans()] * 3,
+        st.integers(0, 80),
+        st.floats(0, 1000),
+        st.integers(0, 1000),
+        *[st.booleans()] * 2,
     ),
     emptiest=st.integers(0, FULL),
     waiting=st.integers(0, 16),

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from swaptide.cache import engine, geometry, idle, layout, movers
+from swaptide.cache import engine, geometry, idle, layout, memory, movers
 
 PAGE = 4096
 SIZE = 12 << 20
@@ -32,6 +32,11 @@ MOVED = (
     "dropped_segments",
     "ram_slots_used",
 )
+# What has to have happened, by the counters; with packing more of it.
+HAPPENED = ("cleaned_segments", "spill_written_bytes", "misses", "frozen_waits")
+PACKED = ("packed_total_pages", "packed_hits")
+# How much longer a host may take for that, in seconds.
+LATEST_SECONDS = 120.0
 
 
 def contents(page: int, version: int) -> bytes:
@@ -46,11 +51,12 @@ def contents(page: int, version: int) -> bytes:
 class Race:
     """Shared by all threads: the disk, the newest acknowledged version of each page, and what went wrong."""
 
-    def __init__(self, disk: engine.Engine, seconds: float, targets: tuple[int, ...]) -> None:
+    def __init__(self, disk: engine.Engine, seconds: float, packs: bool) -> None:
         self.disk = disk
         self.pages = disk.identity.size_bytes // PAGE
         self.floor = geometry.of_size(disk.identity.size_bytes).working_minimum_bytes
-        self.targets = targets
+        self.targets = PACKED_TARGETS if packs else TARGETS
+        self.wanted = HAPPENED + (PACKED if packs else ())
         self.versions = [0] * self.pages
         self.wrong: list[str] = []
         self.reads = 0
@@ -58,10 +64,18 @@ class Race:
         self.freezes = 0
         self._by_hand = threading.Lock()  # a move that is not the movers': a freeze does not know of it
         self._end = time.monotonic() + seconds
+        self._latest = self._end + LATEST_SECONDS
+        self.complete = False
 
     @property
     def going(self) -> bool:
-        return time.monotonic() < self._end and not self.wrong
+        """As long as asked for, and on a busy host until everything has happened."""
+        return time.monotonic() < (self._end if self.complete else self._latest) and not self.wrong
+
+    def happened(self) -> bool:
+        """Whether there was some of everything that this is about."""
+        busy = self.reads > 1000 and self.writes > 1000 and self.freezes > 1
+        return busy and all(map(self.disk.counter, self.wanted))
 
     def write(self, me: int) -> None:
         """Write whole pages of our own, in runs of one to eight; now and then trim one."""
@@ -99,6 +113,7 @@ class Race:
         """Move the target up and down, so that everything is spilled, dropped and cleaned again and again."""
         chooser = random.Random(7)
         while self.going:
+            self.complete = self.complete or self.happened()
             self.disk.set_target(self.floor + chooser.choice(self.targets))
             time.sleep(chooser.random() * (0.02 if self.targets == TARGETS else 0.2))
 
@@ -140,6 +155,8 @@ def test_readers_writers_and_movers_in_parallel(
     tmp_path: pathlib.Path, compress: str, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idle.Idle, "now", lambda _self: idle.Spare(1.0))
+    # What a sanitizer keeps beside each byte is not the disk's; charged to it, that leaves no room to pack.
+    monkeypatch.setattr(memory.Meter, "now_bytes", lambda self: self.start_bytes)
     monkeypatch.setattr(engine, "PACKERS", 2)
     monkeypatch.setattr(movers, "PACKERS", 1)
     packs = compress != "none"
@@ -148,7 +165,7 @@ def test_readers_writers_and_movers_in_parallel(
         engine.Settings(size_bytes=size, ram_bytes=96 << 20, spill=tmp_path / "spill", compress=compress)
     )
     disk.start()
-    race = Race(disk, seconds, PACKED_TARGETS if packs else TARGETS)
+    race = Race(disk, seconds, packs)
     threads = [threading.Thread(target=race.write, args=(n,)) for n in range(WRITERS)]
     threads += [threading.Thread(target=race.read, args=(n,)) for n in range(2)]
     threads.append(threading.Thread(target=race.squeeze, args=(0,)))
@@ -159,16 +176,13 @@ def test_readers_writers_and_movers_in_parallel(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(seconds + 60)
+            thread.join(seconds + LATEST_SECONDS + 60)
         assert not any(thread.is_alive() for thread in threads), "wedged"
         assert race.wrong == []
         counted = {name: disk.counter(name) for name in layout.COUNTERS}
-        assert race.reads > 1000 and race.writes > 1000 and race.freezes > 1
-        assert counted["frozen_waits"] > 0
-        assert counted["cleaned_segments"] > 0 and counted["spill_written_bytes"] > 0
-        assert counted["misses"] > 0 and counted["spill_read_errors"] == 0
-        assert bool(counted["packed_total_pages"]) == packs
-        assert bool(counted["packed_hits"]) == packs
+        assert race.happened(), counted
+        assert counted["spill_read_errors"] == 0
+        assert packs or not any(counted[name] for name in PACKED)
         # Where writers take every slot that comes free, a short time may be too short.
         assert compress != "lz4+zstd" or seconds < 60 or counted["strengthened_segments"] > 0
     finally:

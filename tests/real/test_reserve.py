@@ -211,7 +211,8 @@ def test_several_at_once_add_up() -> None:
         assert [each.returncode for each in asked] == [0, 0, 0], outcomes
         assert len({each["id"] for each in outcomes}) == 3
         assert host.available_bytes() >= 3 * size
-        assert sum(each["left_bytes"] for each in listed(daemon)) == 3 * size
+        # The host's figures are not of one moment: while caches fall, some may look used, and comes back.
+        daemons.wait_for(lambda: sum(each["left_bytes"] for each in listed(daemon)) == 3 * size)
 
 
 def test_one_that_comes_too_late_is_given_up_and_the_caches_grow_again() -> None:

@@ -20,6 +20,20 @@ log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """For whoever measures: decisions by reason, looks that found pressure, reservations' answers by verdict,
+    how many are granted, and in bytes what is kept free for them and what those under way ask for.
+    """
+
+    decisions: Mapping[str, int]
+    pressed: int
+    answers: Mapping[str, int]
+    granted: int
+    held_bytes: int
+    wanted_bytes: int
+
+
 class Steering:
     """Divides the RAM among `served`, until `close`."""
 
@@ -39,10 +53,11 @@ class Steering:
             policy.Settings(),
             served.members,
             self._desk,
-            _rooms(chosen),
+            rooms_of(chosen),
             woken,
             guests=guests,
             record=None if chosen.trace is None else trace.Trace(chosen.trace),
+            fell=lambda member, due: served.squeezes.fell(member.name, member.state.path, due),
         )
         served.steered_by(woken.set, self._settle)
 
@@ -93,6 +108,19 @@ class Steering:
             for entry, left in self._asked().granted()
         ]
 
+    def figures(self) -> Figures | None:
+        """What it has done so far, and what is reserved; None where nobody steers."""
+        if self._desk is None:
+            return None
+        return Figures(
+            dict(self._controller.decisions),
+            self._controller.pressed,
+            {verdict.value: count for verdict, count in self._desk.answers.items()},
+            len(self._desk.granted()),
+            self._desk.held_bytes,
+            self._desk.wanted_bytes or 0,
+        )
+
     def _asked(self) -> desk.Desk:
         if self._desk is None:
             raise SetupError(
@@ -118,7 +146,8 @@ def check(chosen: config.Config) -> None:
         )
 
 
-def _rooms(chosen: config.Config) -> rooms.Rooms:
+def rooms_of(chosen: config.Config) -> rooms.Rooms:
+    """The rooms of this host with the reserves that are configured."""
     return rooms.Rooms(
         config.reserve("host_reserve", chosen.host_reserve),
         config.reserve("cgroup_reserve", chosen.cgroup_reserve),

@@ -58,7 +58,7 @@ def parse(key: str, text: str) -> Address | None:
         if found is not None and int(found[3]) <= 65535:
             return Address(str(ipaddress.ip_address(found[1] or found[2])), int(found[3]))
     raise UsageError(
-        f"{key}={text[:_SHOWN_CHARS]}: not an IP address and a port; write for example {DEFAULT},"
+        f"{key}={repr(text[:_SHOWN_CHARS])[1:-1]}: not an IP address and a port; write for example {DEFAULT},"
         f" [::1]:9819, or {OFF}"
     )
 

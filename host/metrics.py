@@ -284,5 +284,5 @@ def _put_balloon(sheet: Sheet, figures: steering.Figures | None) -> None:
 
 def _put_counts(sheet: Sheet, metric: Metric, known: Sequence[str], counts: Mapping[str, int]) -> None:
     """All that are known from the first scrape on, as 0, so that a rate sees the first one."""
-    for label in known:
+    for label in (*known, *sorted(counts.keys() - set(known))):
         sheet.put(metric, counts.get(label, 0), label)

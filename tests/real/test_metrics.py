@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 
 import nbd
@@ -139,6 +140,56 @@ def test_openmetrics_for_who_takes_nothing_else(daemon: daemons.Daemon) -> None:
     response, body = scraping.ask(port, accept="application/openmetrics-text; version=1.0.0")
     assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n") and b'swaptide_disk_requests_total{disk="g1",op="read"} 0' in body
+
+
+def test_prometheus_itself_reads_it(daemon: daemons.Daemon, tmp_path: pathlib.Path) -> None:
+    """Whatever it asks for in its headers, it takes every sample that we see."""
+    daemons.require("prometheus")
+    daemon.add()
+    port = scraping.port_in(daemon.log)
+    with _prometheus(tmp_path, port) as query:
+        daemons.wait_for(lambda: query("up") == 1)
+        assert query("swaptide_disk_size_bytes{disk='g1'}") == daemons.SIZE
+        taken, seen = query("scrape_samples_scraped"), len(scraping.scrape(port).samples)
+        assert taken == seen > 200
+
+
+@contextlib.contextmanager
+def _prometheus(root: pathlib.Path, scraped: int) -> Iterator[Callable[[str], float | None]]:
+    """A Prometheus that scrapes that port; gives what asks it for one value, None for none."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    job = {"job_name": "swaptide", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
+    (root / "prometheus.yml").write_text(json.dumps(config))  # which is YAML as well
+    log = root / "prometheus.log"
+    options = (f"--config.file={root}/prometheus.yml", f"--storage.tsdb.path={root}/data")
+    with open(log, "wb") as output:
+        running = subprocess.Popen(
+            ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+    def query(text: str) -> float | None:
+        assert running.poll() is None, log.read_text()
+        try:
+            _, body = scraping.ask(port, f"/api/v1/query?query={urllib.parse.quote(text)}")
+            found = json.loads(body)["data"]["result"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return float(found[0]["value"][1]) if found else None
+
+    try:
+        yield query
+    finally:
+        running.terminate()
+        try:
+            running.wait(daemons.WAIT_SECONDS)
+        finally:
+            running.kill()
+            running.wait()
 
 
 def test_a_scrape_asks_nothing_of_the_disk(daemon: daemons.Daemon) -> None:

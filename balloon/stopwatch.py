@@ -24,7 +24,7 @@ BOUNDS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 _POLL_SECONDS: Final = 0.005
 _SLOW_POLL_SECONDS: Final = 0.05
 _SLOW_AFTER_SECONDS: Final = 1.0
-# When more than so many fall at once each is looked at less often: all together take a hundredth of a core.
+# When more than so many fall at once each is looked at less often, so that together they cost no more.
 _AT_ONCE: Final = 4
 
 

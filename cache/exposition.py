@@ -2,7 +2,7 @@
 
 Beside prometheus-client, which the daemon has as well, for two reasons.  The interpreter in nbdkit knows
 nothing of the environment that swaptide is installed in, and what it imports is RAM of the disk.  And this
-takes less than a fifth of the time: see docs/metrics.md.
+is several times as quick: see docs/metrics.md.
 """
 
 import math

@@ -83,6 +83,7 @@ class Controller:
         self._pressed = False
         self._waiting: list[asyncio.Future[None]] = []
         self._told = ("steady", float("-inf"))
+        self.last: tuple[samples.Sample, samples.Decision] | None = None  # what was seen last, and done
 
     async def looked(self) -> None:
         """Wait for a look that begins after this call, and for what it leads to."""
@@ -122,6 +123,7 @@ class Controller:
         if self._trace is not None:
             self._trace.put(sample)
         decision = self._decide(sample)
+        self.last = sample, decision
         hurry = decision.hurry_seconds
         due = None if hurry is None else now + hurry
         changed = self._census.steer(members, decision.targets, due)

@@ -67,6 +67,12 @@ def read(path: pathlib.Path) -> Stalls | None:
     )
 
 
+def percent(files: Sequence[pathlib.Path]) -> float | None:
+    """Share of the last ten seconds in which some task stalled, where that is most; None if untold."""
+    shares = [float(words["avg10"]) for path in files if (words := _some(path)) is not None]
+    return max(shares, default=None)
+
+
 class Pressure:
     """Calls `fired` whenever tasks stalled for want of memory, on the host or in one of the cgroups."""
 
@@ -111,8 +117,7 @@ class Pressure:
 
     def percent(self) -> float | None:
         """Share of the last ten seconds in which some task stalled, where that is most; None if untold."""
-        shares = [float(words["avg10"]) for path in self._watched if (words := _some(path)) is not None]
-        return max(shares, default=None)
+        return percent(list(self._watched))
 
     def _arm(self, path: pathlib.Path) -> int:
         fd = -1

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import cli_disk, cli_guest, cli_reserve, cli_simulate, common
+from swaptide.host import cli_disk, cli_guest, cli_reserve, cli_simulate, cli_top, common
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,6 +25,7 @@ cli.add_command(cli_guest.guest)
 cli.add_command(cli_guest.attach)
 cli.add_command(cli_guest.detach)
 cli.add_command(cli_reserve.reserve)
+cli.add_command(cli_top.top)
 
 
 @cli.command()

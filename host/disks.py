@@ -138,6 +138,10 @@ class Disks:
         """The report of one disk."""
         return await report.fresh(self._find(name))
 
+    async def looks(self) -> list[report.Report]:
+        """The reports of all disks, by name, each with its latency counts."""
+        return list(await asyncio.gather(*map(report.look, self.keepers())))
+
     async def set(self, request: protocol.Set, tell: relimit.Tell) -> dict[str, Any]:
         """Change a disk's limits and orders, tell of the way there, and return the last step.
 

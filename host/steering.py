@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swaptide.balloon import controller, desk, policy, reservations, rooms, trace
+import msgspec
+
+from swaptide.balloon import controller, desk, policy, pressure, reservations, rooms, samples, trace
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config, disks, protocol, sizes
 
@@ -43,6 +45,7 @@ class Steering:
         self._config = chosen
         self._task: asyncio.Task[None] | None = None
         self._desk: desk.Desk | None = None
+        self._rooms = rooms_of(chosen)
         if not chosen.balloon:
             log.info("balloon off: every disk may use its cap")
             return
@@ -53,7 +56,7 @@ class Steering:
             policy.Settings(),
             served.members,
             self._desk,
-            rooms_of(chosen),
+            self._rooms,
             woken,
             guests=guests,
             record=None if chosen.trace is None else trace.Trace(chosen.trace),
@@ -120,6 +123,26 @@ class Steering:
             self._desk.held_bytes,
             self._desk.wanted_bytes or 0,
         )
+
+    def view(self) -> dict[str, Any]:
+        """The host as it was seen last, and what was done about it; `balloon` says whether anything is."""
+        sample, reason = self._seen()
+        return {
+            "balloon": self._desk is not None,
+            "reason": reason,
+            "rooms": [msgspec.structs.asdict(room) for room in sample.rooms],
+            "pressure_percent": sample.pressure_percent,
+            "held_bytes": sample.held_bytes,
+            "wanted_bytes": sample.wanted_bytes,
+        }
+
+    def _seen(self) -> tuple[samples.Sample, str | None]:
+        if self._desk is not None and self._controller.last is not None:
+            sample, decision = self._controller.last
+            return sample, decision.reason
+        found = self._rooms.read()
+        percent = pressure.percent(self._rooms.pressure_files())
+        return samples.Sample(time.monotonic(), found, (), pressure_percent=percent), None
 
     def _asked(self) -> desk.Desk:
         if self._desk is None:

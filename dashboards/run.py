@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from dashboards import prometheus  # noqa: E402
 
 METRICS: Final = "127.0.0.1:9819"
-LISTEN: Final = "127.0.0.1:9820"
+LISTEN: Final = "127.0.0.1:9890"
 
 
 class _EndedError(Exception):

@@ -9,14 +9,13 @@ import select
 import struct
 import subprocess
 import termios
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.real import daemons, hosts
+from tests.real import daemons, hosts, loads
 
 MIB = daemons.MIB
 RAM_MIB = 48
@@ -33,34 +32,11 @@ def daemon() -> Iterator[daemons.Daemon]:
         with daemons.serving(root, proc_dir=str(host.proc), host_reserve="128M") as running:
             running.add("g1", size=192 * MIB, ram=f"{RAM_MIB}M")
             pressure.write_text(PRESSURE)  # not before the daemon has written its trigger into it
-            with loaded(running.show("g1")):
+            report = running.show("g1")
+            with daemons.client(report) as handle:
+                handle.pwrite(b"\x55" * MIB, 128 * MIB)
+            with loads.loaded(report):
                 yield running
-
-
-@contextlib.contextmanager
-def loaded(report: dict[str, Any]) -> Iterator[None]:
-    """A client that has written everywhere, and reads and writes now and then."""
-    over = threading.Event()
-
-    def work() -> None:
-        with daemons.client(report) as handle:
-            at = 0
-            while not over.wait(0.02):
-                at = (at + 37) % 96
-                handle.pread(65536, at * MIB)
-                handle.pwrite(os.urandom(16384), at * MIB)
-
-    with daemons.client(report) as handle:
-        for at in range(96):
-            handle.pwrite(os.urandom(MIB // 2) + b"swaptide" * (MIB // 16), at * MIB)
-        handle.pwrite(b"\x55" * MIB, 128 * MIB)
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_once_for_scripts(daemon: daemons.Daemon) -> None:

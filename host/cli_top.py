@@ -1,6 +1,7 @@
 """`swaptide top`: what the host's swap disks are doing, live."""
 
 import contextlib
+import os
 import pathlib
 import select
 import sys
@@ -63,7 +64,12 @@ def top(
     """
     views = _views(run_dir, names, sort)
     if once or as_json or not sys.stdout.isatty():
-        _print(views, seconds, once=once, as_json=as_json)
+        try:
+            _print(views, seconds, once=once, as_json=as_json)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who reads has had enough, as `head` does; and what is left in the buffer is for nobody.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         _live(views, seconds)
 

@@ -70,6 +70,19 @@ def test_json_is_a_line_for_each_look_until_it_is_ended(daemon: daemons.Daemon) 
     assert all(view["disks"][0]["returned_bytes_per_second"] > 0 for view in views)
 
 
+def test_it_ends_quietly_when_nobody_reads_on(daemon: daemons.Daemon) -> None:
+    command = [*daemons.COMMAND, "top", "--json", "--interval", "100ms", "--run-dir", str(daemon.run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None and running.stderr is not None
+            assert running.stdout.readline().startswith("{")
+            running.stdout.close()
+            assert running.wait(daemons.WAIT_SECONDS) == 0
+            assert running.stderr.read() == ""
+        finally:
+            running.kill()
+
+
 def test_once_for_people_fits_eighty_columns(daemon: daemons.Daemon) -> None:
     shown = daemon.ok("top", "--once").splitlines()
     assert max(map(len, shown)) <= 80

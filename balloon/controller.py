@@ -5,6 +5,7 @@ often while memory is being given back, and at once when the kernel or a change 
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
@@ -60,7 +61,9 @@ class Controller:
         record: trace.Trace | None = None,
         host_pressure: pressure.Pressure | None = None,
         clock: Callable[[], float] = time.monotonic,
+        fell: Callable[[census.Member, float | None], None] = lambda member, due: None,
     ) -> None:
+        """`fell` hears of each disk whose target was lowered, and by when that is to hold."""
         self._settings = settings
         self._memory = policy.start(settings)
         self._members = members
@@ -70,6 +73,9 @@ class Controller:
         self._guests: Guests = guests or NoGuests()
         self._trace = record
         self._clock = clock
+        self._fell = fell
+        self.decisions: collections.Counter[str] = collections.Counter()  # by reason
+        self.pressed = 0  # looks that found pressure
         self._census = census.Census()
         self._pressure = host_pressure or pressure.Pressure(self._press)
         self._thresholds = thresholds.Thresholds(woken.set)
@@ -77,6 +83,7 @@ class Controller:
         self._pressed = False
         self._waiting: list[asyncio.Future[None]] = []
         self._told = ("steady", float("-inf"))
+        self.last: tuple[samples.Sample, samples.Decision] | None = None  # what was seen last, and done
 
     async def looked(self) -> None:
         """Wait for a look that begins after this call, and for what it leads to."""
@@ -116,11 +123,29 @@ class Controller:
         if self._trace is not None:
             self._trace.put(sample)
         decision = self._decide(sample)
+        self.last = sample, decision
         hurry = decision.hurry_seconds
-        changed = self._census.steer(members, decision.targets, None if hurry is None else now + hurry)
+        due = None if hurry is None else now + hurry
+        changed = self._census.steer(members, decision.targets, due)
+        self._note(sample, decision, members, changed, due)
         self._guests.apply(decision.balloons)
         self._tell(sample, decision, changed)
         return self._pause(now, sample, counted, changed)
+
+    def _note(
+        self,
+        sample: samples.Sample,
+        decision: samples.Decision,
+        members: Sequence[census.Member],
+        changed: Mapping[str, tuple[int, int]],
+        due: float | None,
+    ) -> None:
+        self.decisions[decision.reason] += 1
+        self.pressed += sample.pressed
+        for member in members:
+            old, new = changed.get(member.name, (0, 0))
+            if new < old:
+                self._fell(member, due)
 
     def _press(self) -> None:
         self._pressed = True

@@ -5,6 +5,7 @@ under way and what is held goes into the next sample.
 """
 
 import asyncio
+import collections
 import dataclasses
 import enum
 import logging
@@ -96,6 +97,7 @@ class Desk:
         self._clock = clock
         self._waiting: list[_Request] = []
         self._used_bytes: int | None = None
+        self.answers: collections.Counter[Verdict] = collections.Counter()
 
     @property
     def held_bytes(self) -> int:
@@ -231,6 +233,7 @@ class Desk:
 
     def _answer(self, request: _Request, standing: Standing) -> None:
         self._waiting.remove(request)
+        self.answers[standing.verdict] += 1
         log.info(
             "reservation id=%s verdict=%s size_bytes=%d elapsed_s=%.3f could_bytes=%d",
             request.id,

@@ -5,6 +5,7 @@ object of their own, which is in the loop.
 """
 
 import asyncio
+import dataclasses
 import logging
 import os
 import pathlib
@@ -40,6 +41,36 @@ def arm(path: pathlib.Path) -> tuple[int, int]:
     except BaseException:
         os.close(fd)
         raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Stalls:
+    """What one file says: the share of the last ten seconds in which some task stalled, from 0 to 1.
+
+    And for how long some task, and all of them, stalled since the host started; None for all is not told.
+    """
+
+    share: float
+    some_seconds: float
+    full_seconds: float | None
+
+
+def read(path: pathlib.Path) -> Stalls | None:
+    """The stalls that the pressure file `path` tells of; None where there is none that makes sense."""
+    some, full = _line(path, "some"), _line(path, "full")
+    if some is None:
+        return None
+    return Stalls(
+        float(some["avg10"]) / 100,
+        int(some["total"]) / _MICRO,
+        None if full is None else int(full["total"]) / _MICRO,
+    )
+
+
+def percent(files: Sequence[pathlib.Path]) -> float | None:
+    """Share of the last ten seconds in which some task stalled, where that is most; None if untold."""
+    shares = [float(words["avg10"]) for path in files if (words := _some(path)) is not None]
+    return max(shares, default=None)
 
 
 class Pressure:
@@ -86,8 +117,7 @@ class Pressure:
 
     def percent(self) -> float | None:
         """Share of the last ten seconds in which some task stalled, where that is most; None if untold."""
-        shares = [float(words["avg10"]) for path in self._watched if (words := _some(path)) is not None]
-        return max(shares, default=None)
+        return percent(list(self._watched))
 
     def _arm(self, path: pathlib.Path) -> int:
         fd = -1
@@ -134,10 +164,14 @@ class Pressure:
 
 
 def _some(path: pathlib.Path) -> dict[str, str] | None:
-    """The words of the line `some`, by name; None where there is none that makes sense."""
+    return _line(path, "some")
+
+
+def _line(path: pathlib.Path, kind: str) -> dict[str, str] | None:
+    """The words of the line `kind`, by name; None where there is none that makes sense."""
     try:
         lines = path.read_text().splitlines()
-        line = next(line for line in lines if line.startswith("some "))
+        line = next(line for line in lines if line.startswith(f"{kind} "))
         words = dict(word.split("=", 1) for word in line.split()[1:])
         float(words["avg10"]), int(words["total"])
     except (OSError, ValueError, KeyError, StopIteration):

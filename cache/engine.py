@@ -88,6 +88,10 @@ class Engine:
         """Who the disk is; `disk_id` is its export name."""
         return self._state.identity
 
+    def open_face(self) -> face.StateFace:
+        """Counters and limits as the daemon would see them, also where the state file has no name."""
+        return face.StateFace(self._state.path or pathlib.Path("state"), self._state.fd)
+
     @property
     def spill_fd(self) -> int:
         """The descriptor of the spill file, which tests put faults under."""

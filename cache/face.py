@@ -63,14 +63,18 @@ def parse_identity(raw: bytes, where: str) -> Identity:
 class StateFace:
     """An open state file.  Not thread-safe across set_limits calls; reads may come from anywhere."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, fd: int | None = None) -> None:
         """Open `path`; raises FileNotFoundError, PermissionError, or StateError if it is not ours.
 
-        Never follows a link: the directory may be that of a less privileged user.
+        Never follows a link: the directory may be that of a less privileged user.  Given `fd`, which stays
+        the caller's, that is the file, and `path` only what it is called.
         """
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            if fd is not None:
+                self._fd = os.dup(fd)
+            else:
+                self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise StateError(f"{path}: not a regular file, but a state file is one") from error
@@ -138,6 +142,11 @@ class StateFace:
     def deadline_ns(self) -> int:
         """When the target has to hold, of CLOCK_MONOTONIC; 0 for no such time."""
         return self._control("deadline_ns")
+
+    def compress(self) -> str:
+        """How the disk is to pack, one of layout.COMPRESS; none for what is damaged."""
+        index = self._control("compress")
+        return layout.COMPRESS[index] if index < len(layout.COMPRESS) else "none"
 
     def set_orders(self, *, compress: str, clean_ahead_permille: int) -> None:
         """Write how to pack (one of layout.COMPRESS) and what share of the target is kept clean ahead."""

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from swaptide.balloon import rooms
+from swaptide.cache import endpoint
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import paths, sizes, uids
 
@@ -44,6 +45,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     host_reserve: _Text | None = None
     cgroup_reserve: _Text | None = None
     trace: _Text | None = None
+    metrics: _Text = endpoint.DEFAULT
     proc_dir: _Text = "/proc"
 
 
@@ -57,7 +59,8 @@ class Config:
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
     `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `trace` is where it
-    records what it saw; `proc_dir` is where it finds the host's /proc.
+    records what it saw; `metrics` is the address where Prometheus may ask, or off; `proc_dir` is where it
+    finds the host's /proc.
     """
 
     run_dir: pathlib.Path
@@ -72,6 +75,7 @@ class Config:
     host_reserve: str | None = None
     cgroup_reserve: str | None = None
     trace: pathlib.Path | None = None
+    metrics: str = endpoint.OFF
     proc_dir: pathlib.Path = pathlib.Path("/proc")
 
     @property
@@ -102,17 +106,20 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
-    """The configuration of `file`, with `run_dir` of the command line over it.
+def load(file: pathlib.Path | None, run_dir: pathlib.Path | None, metrics: str | None = None) -> Config:
+    """The configuration of `file`, with `run_dir` and `metrics` of the command line over it.
 
     Raises SetupError if the file cannot be read, UsageError if it is no TOML or has a bad key.
     """
     chosen = _read(file) if file is not None else _File()
     if chosen.uids is not None:
         _check_uids(file, chosen)
-    for key in ("host_reserve", "cgroup_reserve"):
+    if metrics is not None:
+        endpoint.parse("--metrics", metrics)
+    for key in ("host_reserve", "cgroup_reserve", "metrics"):
         try:
-            reserve(key, getattr(chosen, key))
+            check = endpoint.parse if key == "metrics" else reserve
+            check(key, getattr(chosen, key))
         except UsageError as error:
             raise UsageError(f"configuration {file}: {error}") from None
     state_dir = _directory(chosen.state_dir) or paths.default_state_dir()
@@ -129,6 +136,7 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
         host_reserve=chosen.host_reserve,
         cgroup_reserve=chosen.cgroup_reserve,
         trace=_directory(chosen.trace),
+        metrics=metrics or chosen.metrics,
         proc_dir=paths.absolute(chosen.proc_dir),
     )
 

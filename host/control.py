@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, guests, listener, protocol, steering
+from swaptide.host import disks, guests, listener, overview, protocol, steering
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,8 @@ class Control:
                 return await self._disks.freeze(name, True)
             case protocol.Thaw(name):
                 return await self._disks.freeze(name, False)
+            case protocol.Look():
+                return await overview.take(self._disks, self._guests, self._balloon)
             case protocol.GuestAdd():
                 return await self._guests.add(request)
             case protocol.GuestList():

@@ -23,6 +23,7 @@ from swaptide.host import (
     launch,
     listener,
     memory,
+    scrapes,
     spills,
     steering,
 )
@@ -109,15 +110,18 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
     watched = guests.Guests(chosen, served, guestbook.Guestbook(guestbook.directory(chosen.definitions_dir)))
     balloon = steering.Steering(chosen, served, watched.watched)
     server = control.Control(chosen, served, watched, balloon)
+    scraped = scrapes.Scrapes(chosen, served, watched, balloon)
     try:
         served.start()
         watched.start()
         balloon.start()
+        scraped.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
         await ended.wait()
     finally:
         await server.close()
+        await scraped.close()
         await balloon.close()
         await watched.leave()
         await served.leave()

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from swaptide.balloon import census
+from swaptide.balloon import census, stopwatch
 from swaptide.cache import geometry
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
@@ -53,6 +53,7 @@ class Disks:
         self._memory_dir = memory_dir
         self._store = store
         self._servants = servants or isolation.Servants()
+        self.squeezes = stopwatch.Stopwatch()
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
         self._removals: set[asyncio.Task[None]] = set()
@@ -65,6 +66,10 @@ class Disks:
     def steered_by(self, wake: Callable[[], None], settle: Callable[[], Awaitable[None]]) -> None:
         """Who sets the targets: `wake` tells them of a change, `settle` waits until they have seen it."""
         self._wake, self._settle = wake, settle
+
+    def keepers(self) -> list[supervisor.Keeper]:
+        """The keepers of all disks, by name; also of those that do not serve, or are on their way out."""
+        return [self._keepers[name] for name in sorted(self._keepers)]
 
     def members(self) -> list[census.Member]:
         """The disks that take memory, for whoever sets the targets."""
@@ -95,6 +100,7 @@ class Disks:
         for removal in self._removals:
             removal.cancel()
         await asyncio.gather(*self._removals, return_exceptions=True)
+        await self.squeezes.close()
         for keeper in self._keepers.values():
             await keeper.leave()
 
@@ -126,12 +132,15 @@ class Disks:
 
     async def all(self) -> list[report.Report]:
         """The reports of all disks, by name."""
-        keepers = [self._keepers[name] for name in sorted(self._keepers)]
-        return list(await asyncio.gather(*map(report.fresh, keepers)))
+        return list(await asyncio.gather(*map(report.fresh, self.keepers())))
 
     async def show(self, name: str) -> report.Report:
         """The report of one disk."""
         return await report.fresh(self._find(name))
+
+    async def looks(self) -> list[report.Report]:
+        """The reports of all disks, by name, each with its latency counts."""
+        return list(await asyncio.gather(*map(report.look, self.keepers())))
 
     async def set(self, request: protocol.Set, tell: relimit.Tell) -> dict[str, Any]:
         """Change a disk's limits and orders, tell of the way there, and return the last step.
@@ -141,7 +150,12 @@ class Disks:
         """
         keeper = self._available(request.name)
         last = await relimit.change(
-            keeper, request, steered=self._config.balloon, gone=lambda: self._gone(keeper), tell=tell
+            keeper,
+            request,
+            steered=self._config.balloon,
+            gone=lambda: self._gone(keeper),
+            tell=tell,
+            fell=self.squeezes.fell,
         )
         await self._settle()
         return last
@@ -262,6 +276,7 @@ class Disks:
             finally:
                 if self._keepers.get(name) is keeper:
                     del self._keepers[name]
+                    self.squeezes.forget(name)
         return left
 
     async def _drop_contents(self, keeper: supervisor.Keeper, *, for_good: bool = False) -> list[str]:

@@ -101,6 +101,10 @@ class Thaw(_Message, tag="disk-thaw"):
     name: str
 
 
+class Look(_Message, tag="look"):
+    """The result is host.overview's: all disks with their latency counts, all guests, the host."""
+
+
 class GuestAdd(_Message, tag="guest-add"):
     """Register a guest; the result is its report after the first attempt to reach it."""
 
@@ -177,6 +181,7 @@ Request = (
     | Remove
     | Freeze
     | Thaw
+    | Look
     | GuestAdd
     | GuestList
     | GuestRemove

@@ -20,10 +20,18 @@ from swaptide.cache.errors import BusyError, UsageError
 from swaptide.host import definitions, protocol, report, supervisor
 
 Tell = Callable[[dict[str, Any]], None]
+# Name and state file of a disk whose target was lowered, and by when that is to hold (time.monotonic).
+Fell = Callable[[str, pathlib.Path, float | None], None]
 
 
 async def change(
-    keeper: supervisor.Keeper, request: protocol.Set, *, steered: bool, gone: Callable[[], bool], tell: Tell
+    keeper: supervisor.Keeper,
+    request: protocol.Set,
+    *,
+    steered: bool,
+    gone: Callable[[], bool],
+    tell: Tell,
+    fell: Fell,
 ) -> dict[str, Any]:
     """Change what is given, tell of the way there, and return the last step.
 
@@ -45,7 +53,7 @@ async def change(
     changed = msgspec.structs.replace(
         old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, **given
     )
-    return await _follow(keeper, changed, wanted, deadline, steered=steered, gone=gone, tell=tell)
+    return await _follow(keeper, changed, wanted, deadline, steered=steered, gone=gone, tell=tell, fell=fell)
 
 
 async def _follow(
@@ -57,6 +65,7 @@ async def _follow(
     steered: bool,
     gone: Callable[[], bool],
     tell: Tell,
+    fell: Fell,
 ) -> dict[str, Any]:
     name = changed.name
     await report.refresh(keeper)
@@ -72,6 +81,7 @@ async def _follow(
             tell(prospect)
         state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
         squeeze.apply(state, _within(state, wanted) if steered else wanted, deadline)
+        fell(name, state.path, None if deadline is None else deadline.begun + deadline.seconds)
         # Beside it, since a store that does not answer must not hold up a disk that returns memory.
         saving = asyncio.create_task(keeper.update(changed))
         try:

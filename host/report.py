@@ -38,6 +38,14 @@ async def fresh(keeper: supervisor.Keeper) -> Report:
     return of(keeper)
 
 
+async def look(keeper: supervisor.Keeper) -> Report:
+    """The same, with `latency_counts`: requests since the disk was made, by kind and histogram bucket.
+
+    Buckets that are empty are left out; two reports say together what came between them.
+    """
+    return {**await fresh(keeper), "latency_counts": _latency_counts(keeper)}
+
+
 def connections(keeper: supervisor.Keeper) -> int:
     """NBD clients of the disk; of a process that died, those it had, which may wait to come back."""
     try:
@@ -89,6 +97,18 @@ def of(keeper: supervisor.Keeper) -> Report:
         # A store that fails hurts nobody before the thaw.
         report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
     return report
+
+
+def _latency_counts(keeper: supervisor.Keeper) -> dict[str, dict[int, int]]:
+    try:
+        state = keeper.open_face()
+        found = {} if state is None else state.histograms()
+    except (StateError, OSError):
+        return {}  # `of` has said so
+    return {
+        kind: {bucket: count for bucket, count in enumerate(each.latency) if count}
+        for kind, each in found.items()
+    }
 
 
 def _user(keeper: supervisor.Keeper) -> str | None:

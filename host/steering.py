@@ -11,13 +11,29 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swaptide.balloon import controller, desk, policy, reservations, rooms, trace
+import msgspec
+
+from swaptide.balloon import controller, desk, policy, pressure, reservations, rooms, samples, trace
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config, disks, protocol, sizes
 
 log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """For whoever measures: decisions by reason, looks that found pressure, reservations' answers by verdict,
+    how many are granted, and in bytes what is kept free for them and what those under way ask for.
+    """
+
+    decisions: Mapping[str, int]
+    pressed: int
+    answers: Mapping[str, int]
+    granted: int
+    held_bytes: int
+    wanted_bytes: int
 
 
 class Steering:
@@ -29,6 +45,7 @@ class Steering:
         self._config = chosen
         self._task: asyncio.Task[None] | None = None
         self._desk: desk.Desk | None = None
+        self._rooms = rooms_of(chosen)
         if not chosen.balloon:
             log.info("balloon off: every disk may use its cap")
             return
@@ -39,10 +56,11 @@ class Steering:
             policy.Settings(),
             served.members,
             self._desk,
-            _rooms(chosen),
+            self._rooms,
             woken,
             guests=guests,
             record=None if chosen.trace is None else trace.Trace(chosen.trace),
+            fell=lambda member, due: served.squeezes.fell(member.name, member.state.path, due),
         )
         served.steered_by(woken.set, self._settle)
 
@@ -93,6 +111,39 @@ class Steering:
             for entry, left in self._asked().granted()
         ]
 
+    def figures(self) -> Figures | None:
+        """What it has done so far, and what is reserved; None where nobody steers."""
+        if self._desk is None:
+            return None
+        return Figures(
+            dict(self._controller.decisions),
+            self._controller.pressed,
+            {verdict.value: count for verdict, count in self._desk.answers.items()},
+            len(self._desk.granted()),
+            self._desk.held_bytes,
+            self._desk.wanted_bytes or 0,
+        )
+
+    def view(self) -> dict[str, Any]:
+        """The host as it was seen last, and what was done about it; `balloon` says whether anything is."""
+        sample, reason = self._seen()
+        return {
+            "balloon": self._desk is not None,
+            "reason": reason,
+            "rooms": [msgspec.structs.asdict(room) for room in sample.rooms],
+            "pressure_percent": sample.pressure_percent,
+            "held_bytes": sample.held_bytes,
+            "wanted_bytes": sample.wanted_bytes,
+        }
+
+    def _seen(self) -> tuple[samples.Sample, str | None]:
+        if self._desk is not None and self._controller.last is not None:
+            sample, decision = self._controller.last
+            return sample, decision.reason
+        found = self._rooms.read()
+        percent = pressure.percent(self._rooms.pressure_files())
+        return samples.Sample(time.monotonic(), found, (), pressure_percent=percent), None
+
     def _asked(self) -> desk.Desk:
         if self._desk is None:
             raise SetupError(
@@ -118,7 +169,8 @@ def check(chosen: config.Config) -> None:
         )
 
 
-def _rooms(chosen: config.Config) -> rooms.Rooms:
+def rooms_of(chosen: config.Config) -> rooms.Rooms:
+    """The rooms of this host with the reserves that are configured."""
     return rooms.Rooms(
         config.reserve("host_reserve", chosen.host_reserve),
         config.reserve("cgroup_reserve", chosen.cgroup_reserve),

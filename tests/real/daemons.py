@@ -40,7 +40,7 @@ class Daemon:
         self.log = root / f"{run}.log"
         self.config = root / f"{run}.toml"
         self.prefix = prefix
-        chosen = {"state_dir": str(self.state_dir), **settings}
+        chosen = {"state_dir": str(self.state_dir), "metrics": "off", **settings}
         self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items()))
         self.process: subprocess.Popen[bytes] | None = None
 

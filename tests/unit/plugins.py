@@ -2,9 +2,10 @@
 
 import os
 import pathlib
+import struct
 import uuid
 
-from swaptide.cache import geometry, layout
+from swaptide.cache import geometry, histogram, layout
 
 
 class Plugin:
@@ -22,6 +23,13 @@ class Plugin:
         with open(self.path, "r+b") as file:
             file.seek(geometry.COUNTERS_OFFSET + layout.COUNTERS.index(name) * layout.WORD.size)
             file.write(layout.WORD.pack(value))
+
+    def put_histogram(self, name: str, found: histogram.Histogram) -> None:
+        """Set the latencies of one of layout.HISTOGRAMS."""
+        words = (*found.latency, found.latency_sum_ns, *found.size, found.size_sum_bytes)
+        with open(self.path, "r+b") as file:
+            file.seek(geometry.HISTOGRAMS_OFFSET + layout.HISTOGRAMS.index(name) * histogram.BYTES)
+            file.write(struct.pack(f"<{len(words)}Q", *words))
 
     def use(self, size: int) -> None:
         """Let the file cost `size` bytes more than its first pages."""

@@ -9,6 +9,7 @@ from swaptide.host import protocol
 REQUESTS = [
     protocol.Add("g1", 1 << 30, 1 << 28, swap_label="x", socket_owner="u", force=True),
     protocol.List(),
+    protocol.Look(),
     protocol.Show("g1"),
     protocol.Set("g1", ram_bytes=1),
     protocol.Clear("g1", force=True),

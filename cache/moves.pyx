@@ -374,9 +374,9 @@ cdef class Moves:
     def pack(self, int worker, uint32_t keep, bint strong):
         """Pack the coldest segment that may shrink, while there are more than `keep` of these.
 
-        Pages that do not shrink are gathered in segments of their own, but for the odd one.  `worker` is one of the packers; no
-        two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk first; 0: nothing
-        to do; -EAGAIN: no RAM slot to pack into.
+        Pages that do not shrink are gathered in segments of their own, but for the odd one.  `worker` is one
+        of the packers; no two calls at once may share one.  1: done; 2: it does not shrink, and goes to disk
+        first; 0: nothing to do; -EAGAIN: no RAM slot to pack into.
         """
         cdef int result
         with nogil:

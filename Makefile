@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 ROOMS := cache nbdkit_plugin balloon host
-SOURCES := src/swaptide tests bench stubs $(wildcard vm-images/*.py)
+SOURCES := src/swaptide tests bench dashboards stubs $(wildcard vm-images/*.py)
 
 # The rooms are importable as swaptide.* only: a bare `import cache` has to fail.
 export PYTHONSAFEPATH := 1
@@ -87,6 +87,14 @@ bench: ## measure beside other servers, under an hour (QUICK=1 five minutes; ROW
 	@.ci/setup bench
 	@$(PYTHON) bench/run.py $(if $(filter-out 0 no,$(QUICK)),--quick) $(foreach row,$(ROWS),--row '$(row)') \
 		$(if $(ROUNDS),--rounds '$(ROUNDS)')
+
+# The dashboard: make dashboard METRICS=ADDR:PORT (where the daemon answers), LISTEN=ADDR:PORT (where Prometheus shall).
+METRICS :=
+LISTEN :=
+
+.PHONY: dashboard
+dashboard: setup ## a Prometheus with our page and alerts on a running daemon, until Ctrl-C (METRICS=, LISTEN=)
+	@$(PYTHON) dashboards/run.py $(if $(METRICS),--metrics '$(METRICS)') $(if $(LISTEN),--listen '$(LISTEN)')
 
 KILLS := 200
 

@@ -1,4 +1,4 @@
-"""Change a disk's limits and follow it until they hold.
+"""Change a disk's limits and follow it until they hold, whatever the policy makes of its target meanwhile.
 
 Runs on the loop of whoever calls it; polls the state file, which is memory, and never waits for the
 disk or its store.
@@ -25,12 +25,13 @@ class Phase(enum.StrEnum):
     SQUEEZING = "squeezing"
     HOLDS = "holds"
     LATE = "late"  # the time is over; the limit stays in force and the disk goes on towards it
+    FROZEN = "frozen"  # nothing moves before it is thawed; the limit stays in force
     SUPERSEDED = "superseded"  # somebody set other limits, or the disk is gone
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How far a squeeze has got."""
+    """How far a squeeze has got; `target_bytes` is what was asked for."""
 
     phase: Phase
     elapsed_seconds: float
@@ -89,14 +90,14 @@ def release(state: face.StateFace, deadline: Deadline | None) -> None:
 
 async def follow(
     state: face.StateFace,
-    target_bytes: int,
+    cap_bytes: int,
     *,
     limit_seconds: float = LIMIT_SECONDS,
     deadline: Deadline | None = None,
     gone: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Step]:
-    """Yield steps until the disk has seen `target_bytes` and is within it; the last one is final.
+    """Yield steps until the disk is within `cap_bytes`, and its target too, or is frozen; the last is final.
 
     With a `deadline` it is LATE unless it was seen to hold in time; else it has `limit_seconds`.  `gone`
     tells that the disk is no more.  Raises StateError if the state file was truncated.
@@ -106,23 +107,27 @@ async def follow(
         start, limit_seconds = deadline.begun, deadline.seconds
     while True:
         now = clock()
-        phase = _phase(state, target_bytes, gone())
+        phase = _phase(state, cap_bytes, gone())
         if now - start >= limit_seconds and (
             phase is Phase.SQUEEZING or (phase is Phase.HOLDS and deadline is not None)
         ):
             phase = Phase.LATE
         if phase is not Phase.SQUEEZING or now - last >= _STEP_SECONDS:
             last = now
-            yield Step(phase, now - start, state.ram_bytes(), target_bytes)
+            yield Step(phase, now - start, state.ram_bytes(), cap_bytes)
         if phase is not Phase.SQUEEZING:
             return
         state.request_publish()
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _phase(state: face.StateFace, target_bytes: int, gone: bool) -> Phase:
-    if gone or state.limits().target_bytes != target_bytes:
+def _phase(state: face.StateFace, cap_bytes: int, gone: bool) -> Phase:
+    # The policy moves the target below the cap as it likes; only another cap is somebody else's order.
+    if gone or state.limits().cap_bytes != cap_bytes:
         return Phase.SUPERSEDED
-    if state.counters()["target_seen_bytes"] != target_bytes or state.ram_bytes() > target_bytes:
+    counters = state.counters()
+    if state.ram_bytes(counters) > cap_bytes:
+        return Phase.FROZEN if state.is_frozen() else Phase.SQUEEZING
+    if counters["target_seen_bytes"] > cap_bytes:
         return Phase.SQUEEZING
     return Phase.HOLDS

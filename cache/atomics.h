@@ -20,6 +20,7 @@ static inline uint64_t peek64(const uint64_t *p) { return __atomic_load_n(p, __A
 static inline void poke64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 
 static inline int32_t load32(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void store32(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline int32_t add32(int32_t *p, int32_t by) { return __atomic_add_fetch(p, by, __ATOMIC_SEQ_CST); }
 
 static inline int64_t load64s(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }

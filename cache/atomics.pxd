@@ -12,6 +12,7 @@ cdef extern from "atomics.h" nogil:
     uint64_t peek64(const uint64_t *p) noexcept
     void poke64(uint64_t *p, uint64_t v) noexcept
     int32_t load32(const int32_t *p) noexcept
+    void store32(int32_t *p, int32_t v) noexcept
     int32_t add32(int32_t *p, int32_t by) noexcept
     int64_t load64s(const int64_t *p) noexcept
     int64_t add64(int64_t *p, int64_t by) noexcept

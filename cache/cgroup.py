@@ -7,25 +7,30 @@ included; page cache counts as available, since the kernel reclaims it before it
 
 import pathlib
 
-_PROC = pathlib.Path("/proc/self")
+PROC = pathlib.Path("/proc/self")
 # v1 writes "no limit" as the largest multiple of a page that fits.
 _UNLIMITED = 1 << 62
+_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+_USAGES = ("memory.current", "memory.usage_in_bytes")
 
 
 class Headroom:
     """The memory cgroups of this process, found once; `bytes` reads them anew."""
 
-    def __init__(self, proc: pathlib.Path = _PROC) -> None:
-        self._groups = _own_groups(proc)
+    def __init__(self, proc: pathlib.Path = PROC) -> None:
+        self._groups = own_groups(proc)
 
     def bytes(self) -> int | None:
         """Bytes that may still be allocated; None where no cgroup limits memory."""
-        rooms = [room for group in self._groups if (room := _room(group)) is not None]
+        rooms = [room for group in self._groups if (room := room_bytes(group)) is not None]
         return min(rooms, default=None)
 
 
-def _own_groups(proc: pathlib.Path) -> list[pathlib.Path]:
-    """Directories of this process's memory cgroups and all their ancestors."""
+def own_groups(proc: pathlib.Path = PROC) -> list[pathlib.Path]:
+    """Directories of the memory cgroups of the process in `proc`, innermost first, with all their ancestors.
+
+    Raises OSError or ValueError where `proc` does not tell.
+    """
     mounts = _mounts(proc)
     groups = []
     for line in (proc / "cgroup").read_text().splitlines():
@@ -50,19 +55,28 @@ def _mounts(proc: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     return mounts
 
 
-def _limit(group: pathlib.Path) -> int | None:
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        text = _read(group / name)
-        if text is not None and text != "max" and int(text) < _UNLIMITED:
-            return int(text)
-    return None
+def limit_bytes(group: pathlib.Path) -> int | None:
+    """What a cgroup may use; None where it is not limited.  Raises ValueError for what is no number.
+
+    v2's memory.high counts as well: beyond it the kernel does not kill, but stops whoever allocates.
+    """
+    return min((limit for name in _LIMITS if (limit := _bytes(group / name)) is not None), default=None)
 
 
-def _room(group: pathlib.Path) -> int | None:
-    limit = _limit(group)
+def usage_bytes(group: pathlib.Path) -> int | None:
+    """What a cgroup uses, page cache included; None where it does not tell.  Raises ValueError."""
+    return next((used for name in _USAGES if (used := _bytes(group / name)) is not None), None)
+
+
+def room_bytes(group: pathlib.Path) -> int | None:
+    """What may still be allocated in a cgroup; None where it is not limited or does not tell its usage.
+
+    Raises ValueError for what is no number.
+    """
+    limit = limit_bytes(group)
     if limit is None:
         return None
-    used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes")
+    used = usage_bytes(group)
     stat = _read(group / "memory.stat")
     if used is None or stat is None:
         return None
@@ -71,7 +85,14 @@ def _room(group: pathlib.Path) -> int | None:
     cache = sum(
         int(values.get(f"total_{name}", values.get(name, 0))) for name in ("active_file", "inactive_file")
     )
-    return limit - int(used) + cache
+    return limit - used + cache
+
+
+def _bytes(path: pathlib.Path) -> int | None:
+    text = _read(path)
+    if text is None or text == "max" or int(text) >= _UNLIMITED:
+        return None
+    return int(text)
 
 
 def _read(path: pathlib.Path) -> str | None:

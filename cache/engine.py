@@ -35,6 +35,8 @@ DEFAULT_CLEAN_AHEAD = 0.25
 class Settings:
     """What a disk is asked to be.  `size_bytes` and `ram_bytes` are needed unless the state file exists.
 
+    `target_bytes` is what of `ram_bytes` a new disk may use at first; None for all of it.
+
     `encrypt`, `compress` (one of layout.COMPRESS) and `clean_ahead` (a share of the target) of None mean yes,
     lz4 and a quarter for a new disk, and as it is for one that exists.
     """
@@ -42,6 +44,7 @@ class Settings:
     size_bytes: int | None = None
     ram_bytes: int | None = None
     floor_bytes: int | None = None
+    target_bytes: int | None = None
     name: str = "swaptide"
     state: pathlib.Path | None = None
     spill: pathlib.Path | None = None
@@ -84,6 +87,10 @@ class Engine:
     def identity(self) -> face.Identity:
         """Who the disk is; `disk_id` is its export name."""
         return self._state.identity
+
+    def open_face(self) -> face.StateFace:
+        """Counters and limits as the daemon would see them, also where the state file has no name."""
+        return face.StateFace(self._state.path or pathlib.Path("state"), self._state.fd)
 
     @property
     def spill_fd(self) -> int:
@@ -274,6 +281,14 @@ class Engine:
         if self._governor is not None:
             self._governor.apply()
 
+    def set_frozen(self, frozen: bool) -> None:
+        """Freeze or thaw from inside the process; in force at once, but moves under way go on."""
+        index = layout.CONTROL.index("frozen")
+        mapping = self._state.mapping
+        mapping.set_control_word(index, layout.after(mapping.control_word(index), frozen))
+        if self._governor is not None:
+            self._governor.apply()
+
     def counter(self, name: str) -> int:
         """A counter of layout.COUNTERS, as it is now."""
         return self._state.mapping.counter_word(layout.COUNTERS.index(name))
@@ -299,4 +314,6 @@ def check_limits(settings: Settings) -> face.Limits:
         raise UsageError(f"floor={floor}: below the working minimum of a disk of this size, {minimum} bytes")
     if settings.ram_bytes < floor:
         raise UsageError(f"ram={settings.ram_bytes}: below the floor of {floor} bytes; give at least that")
-    return face.Limits(cap_bytes=settings.ram_bytes, target_bytes=settings.ram_bytes, floor_bytes=floor)
+    target = settings.ram_bytes if settings.target_bytes is None else settings.target_bytes
+    target = max(floor, min(target, settings.ram_bytes))
+    return face.Limits(cap_bytes=settings.ram_bytes, target_bytes=target, floor_bytes=floor)

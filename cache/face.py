@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from swaptide.cache import geometry, histogram, layout
+from swaptide.cache import ages, geometry, histogram, layout
 from swaptide.cache.errors import StateError
 
 
@@ -63,14 +63,18 @@ def parse_identity(raw: bytes, where: str) -> Identity:
 class StateFace:
     """An open state file.  Not thread-safe across set_limits calls; reads may come from anywhere."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, fd: int | None = None) -> None:
         """Open `path`; raises FileNotFoundError, PermissionError, or StateError if it is not ours.
 
-        Never follows a link: the directory may be that of a less privileged user.
+        Never follows a link: the directory may be that of a less privileged user.  Given `fd`, which stays
+        the caller's, that is the file, and `path` only what it is called.
         """
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            if fd is not None:
+                self._fd = os.dup(fd)
+            else:
+                self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise StateError(f"{path}: not a regular file, but a state file is one") from error
@@ -109,6 +113,10 @@ class StateFace:
             for index, name in enumerate(layout.HISTOGRAMS)
         }
 
+    def ages(self) -> ages.Ages:
+        """Pages read since the disk was made, and bytes that live, by how old they are in the log."""
+        return ages.Ages.unpack(self._read(geometry.AGES_OFFSET, ages.BYTES))
+
     def limits(self) -> Limits:
         """The limits in force."""
         words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
@@ -133,16 +141,33 @@ class StateFace:
 
     def deadline_ns(self) -> int:
         """When the target has to hold, of CLOCK_MONOTONIC; 0 for no such time."""
-        return self._words(geometry.CONTROL_OFFSET, layout.CONTROL)["deadline_ns"]
+        return self._control("deadline_ns")
+
+    def compress(self) -> str:
+        """How the disk is to pack, one of layout.COMPRESS; none for what is damaged."""
+        index = self._control("compress")
+        return layout.COMPRESS[index] if index < len(layout.COMPRESS) else "none"
 
     def set_orders(self, *, compress: str, clean_ahead_permille: int) -> None:
         """Write how to pack (one of layout.COMPRESS) and what share of the target is kept clean ahead."""
         self._put_given(compress=layout.COMPRESS.index(compress), clean_ahead_permille=clean_ahead_permille)
 
+    def set_frozen(self, frozen: bool) -> int:
+        """Have the disk stand still (writes, trims and zeroes wait, nothing moves), or go on.
+
+        Returns the word that says so: in force to the end once `frozen_seen` of the counters is it.
+        """
+        wanted = layout.after(self._control("frozen"), frozen)
+        self._put("frozen", wanted)
+        return wanted
+
+    def is_frozen(self) -> bool:
+        """Whether the disk is to stand still; it does once it has seen that."""
+        return layout.is_frozen(self._control("frozen"))
+
     def request_publish(self) -> int:
         """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
-        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
-        wanted = words["publish_request"] + 1
+        wanted = self._control("publish_request") + 1
         self._put("publish_request", wanted)
         return wanted
 
@@ -150,10 +175,14 @@ class StateFace:
         """What the file costs in RAM right now: its allocated blocks, in bytes."""
         return os.fstat(self._fd).st_blocks * 512
 
-    def ram_bytes(self) -> int:
-        """State-file blocks and the plugin's private memory beyond its base, in bytes."""
-        counters = self.counters()
+    def ram_bytes(self, counters: Mapping[str, int] | None = None) -> int:
+        """State-file blocks and the plugin's private memory beyond its base, in bytes; as of `counters`."""
+        if counters is None:
+            counters = self.counters()
         return self.state_blocks_bytes() + max(0, counters["private_bytes"] - counters["base_bytes"])
+
+    def _control(self, name: str) -> int:
+        return self._words(geometry.CONTROL_OFFSET, layout.CONTROL)[name]
 
     def _put_given(self, **wanted: int | None) -> None:
         for name, value in wanted.items():

@@ -30,6 +30,7 @@ IDENTITY_OFFSET = 0
 CONTROL_OFFSET = 4096
 COUNTERS_OFFSET = 8192
 HISTOGRAMS_OFFSET = 12288
+AGES_OFFSET = 20480
 DIRECTORY_OFFSET = 65536
 
 # Slack of the log on disk: 9/8 of the pages and 16 segments (design: never accept what cannot be

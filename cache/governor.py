@@ -4,6 +4,7 @@ Owned by the engine's event loop.  Sets the budget that the segments work under;
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import pathlib
@@ -34,8 +35,12 @@ ROOM_TICK_SECONDS: Final = 0.002
 
 _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
 _COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
+# How often it is looked whether a disk that is being frozen stands still.
+FREEZING_SECONDS: Final = 0.01
+# The walk over all segments that tells what lives by age is not done more often.
+AGES_SECONDS: Final = 1.0
 # Words that are obeyed as soon as they change.  A deadline is written before its target, so it is read after.
-_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns")
+_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns", "frozen")
 _ACTIVITY = (
     "reads",
     "writes",
@@ -71,6 +76,8 @@ class Governor:
         # What a damaged state file says must not be more than a word holds.
         self._heard: tuple[int, ...] = ()
         self._activity: tuple[int, ...] = ()
+        self._ages_at = 0.0
+        self._told_frozen: int | None = None
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
         self._base_bytes = max(base, self._meter.start_bytes)
         self._put("base_bytes", self._base_bytes)
@@ -85,15 +92,32 @@ class Governor:
                 self._changed.clear()
                 self.apply()
                 self._publish()
-                try:
-                    async with asyncio.timeout(ACTIVE_SECONDS if self._is_active() else IDLE_SECONDS):
-                        await self._changed.wait()
-                except TimeoutError:
-                    continue
+                await self._wait_for_news(ACTIVE_SECONDS if self._is_active() else IDLE_SECONDS)
         finally:
             if watch is not None:
                 asyncio.get_running_loop().remove_reader(watch)
                 os.close(watch)
+
+    async def _wait_for_news(self, seconds: float) -> None:
+        """Wait for a changed control word, or until a disk that is being frozen stands still."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            obeyed = self._obeyed()
+            if obeyed is None:
+                left = min(left, FREEZING_SECONDS)
+            elif obeyed != self._told_frozen:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+                    return
+
+    def _obeyed(self) -> int | None:
+        """The word `frozen` if the disk stands still by it, or goes on; None if it is not there yet."""
+        with self._applying:  # what is in force is what was heard last
+            word = self._heard[_ORDERS.index("frozen")]
+            still = self._segments.is_still() and self._movers.are_still()
+        return None if layout.is_frozen(word) and not still else word
 
     def expect_connections(self, count: int) -> None:
         """Charge the request buffers of `count` connections before they grow.  Any thread may call this."""
@@ -123,7 +147,7 @@ class Governor:
         if self._connections <= 1:
             return 0.0  # in the base
         now = Snapshot(*self._segments.snapshot())
-        if now.populated > now.limit:
+        if now.populated > now.limit and not layout.is_frozen(self._control("frozen")):
             return ROOM_SECONDS
         # The limit never falls below what a disk needs to work: then it says nothing about the room.
         used = os.fstat(self._state_fd).st_blocks * 512 + self._charge_bytes(0)
@@ -139,7 +163,9 @@ class Governor:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
-            self._movers.order(self._orders(*self._heard[1:]))
+            orders = self._orders(*self._heard[1:])
+            self._segments.set_frozen(orders.frozen)
+            self._movers.order(orders)
             self._segments.set_budget(target, self._charge_bytes(private))
             self._put("private_bytes", private)
             self._put("target_seen_bytes", target)
@@ -153,13 +179,14 @@ class Governor:
         return tuple(self._control(name) for name in _ORDERS)
 
     @staticmethod
-    def _orders(compress: int, clean_ahead_permille: int, deadline_ns: int) -> Orders:
+    def _orders(compress: int, clean_ahead_permille: int, deadline_ns: int, frozen: int = 0) -> Orders:
         # One that is over binds nobody: whoever set it may have died before it was taken away.
         binding = deadline_ns > time.monotonic_ns()
         return Orders(
             layout.COMPRESS[compress] if compress < len(layout.COMPRESS) else "none",
             min(1.0, clean_ahead_permille / 1000),
             deadline_ns / 1e9 if binding else None,
+            layout.is_frozen(frozen),
         )
 
     def _watch(self) -> int | None:
@@ -178,7 +205,7 @@ class Governor:
             self._changed.set()
 
     def _publish(self) -> None:
-        request = self._control("publish_request")
+        request, obeyed = self._control("publish_request"), self._obeyed()
         raw, packed, packed_bytes, clean, disk, disk_bytes = self._segments.tiers()
         now = Snapshot(*self._segments.snapshot())
         gauges = {
@@ -199,6 +226,14 @@ class Governor:
         }
         for name, value in gauges.items():
             self._put(name, value)
+        if time.monotonic() >= self._ages_at:
+            self._segments.count_ages()
+            self._ages_at = time.monotonic() + AGES_SECONDS
+        if obeyed is not None:
+            self._put("frozen_seen", obeyed)
+            if layout.is_frozen(obeyed) != layout.is_frozen(self._told_frozen or 0):
+                log.info("disk frozen, writes wait" if layout.is_frozen(obeyed) else "disk thawed")
+            self._told_frozen = obeyed
         # Last: whoever asked sees the answer only when everything above is there.
         self._put("publish_answer", request)
 

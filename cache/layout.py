@@ -1,16 +1,16 @@
-"""The words of the state file's three header pages, as the daemon and the plugin both see them.
+"""The words of the state file's header pages, as the daemon and the plugin both see them.
 
 Identity is written once, at creation.  Control is written by whoever steers (the daemon, a test),
 with pwrite, and read by the plugin.  Counters are written by the plugin alone.  All words are
 little-endian unsigned 64-bit.  The compiled core has the same order in `words.pxd`;
-tests/unit/test_layout.py holds the two against each other.
+tests/unit/test_cache_small.py holds the two against each other.
 """
 
 import struct
 from typing import Final
 
 MAGIC: Final = b"swaptide"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 # magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8), flags
 IDENTITY = struct.Struct("<8sQQQ16s64sQ")
@@ -25,7 +25,10 @@ CONTROL: Final = (
     "compress",  # an index of COMPRESS
     "clean_ahead_permille",  # of the target: the coldest data that is kept on disk as well as in RAM
     "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
+    "frozen",  # counts freezes and thaws: odd while the disk is to stand still
 )
+# A count that is beyond this is damage, which is no reason to let a guest wait.
+FROZEN_MOST: Final = 1 << 32
 
 # lz4+zstd: with LZ4 first, and what stays cold anew with zstd when cores are idle.
 COMPRESS: Final = ("none", "lz4", "zstd", "lz4+zstd")
@@ -87,6 +90,8 @@ COUNTERS: Final = (
     "packable_bytes",  # what packing would free, at the mean of what it freed so far
     "pack_bytes_per_second",  # of RAM that packing frees; 0 where nothing is packed
     "spill_bytes_per_second",  # of RAM that writing out frees
+    "frozen_seen",  # the control word `frozen` once it is obeyed: nothing changes or moves any more
+    "frozen_waits",  # how often a write, trim or zero had to wait for a thaw
 )
 WORD: Final = struct.Struct("<Q")
 
@@ -95,6 +100,18 @@ WORD: Final = struct.Struct("<Q")
 HISTOGRAMS: Final = (
     "hit",  # reads that needed nothing from the disk
     "miss",  # reads that did
-    "write",  # waits at the cap included
-    "stall",  # of writes, trims and zeroes that waited for memory: the time they waited
+    "write",  # waits at the cap and for a thaw included
+    "stall",  # of writes, trims and zeroes that waited for memory: the time they waited for it
 )
+
+
+def is_frozen(word: int) -> bool:
+    """Whether the control word `frozen` says that the disk is to stand still."""
+    return word % 2 == 1 and word <= FROZEN_MOST
+
+
+def after(word: int, frozen: bool) -> int:
+    """What the control word `frozen` is set to, to freeze or to thaw; as it is where it says so already."""
+    if word >= FROZEN_MOST:
+        return int(frozen)
+    return word + (is_frozen(word) != frozen)

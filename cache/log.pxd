@@ -17,6 +17,13 @@ cdef enum:
     BOUNCE_CHUNKS = 33
     BOUNCE_BYTES = 147456       # BOUNCE_CHUNKS * 4112, and both ends widened to 4096
 
+# What one read came upon; ages of neighbouring pieces are mostly of one bucket, and added up as one.
+cdef struct Tally:
+    uint64_t hits           # pages
+    uint64_t missed
+    uint64_t aged           # pages of the bucket below that are not counted yet
+    uint32_t bucket
+
 
 cdef class Log:
     cdef Mapping map
@@ -37,18 +44,19 @@ cdef class Log:
     cdef int bounces
     cdef readonly uint64_t size_bytes
 
-    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait,
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
                   uint64_t *missed) noexcept nogil
     cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
                    bint may_wait) noexcept nogil
     cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil
 
-    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *hits,
-                   uint64_t *missed) noexcept nogil
+    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
+                   Tally *tally) noexcept nogil
+    cdef void _count_age(self, Tally *tally, uint64_t born, uint32_t pages) noexcept nogil
     cdef uint64_t entry(self, uint64_t page) noexcept nogil
     cdef void _prefetch(self, uint64_t page, uint64_t pages) noexcept nogil
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
-                         uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil
+                         uint64_t *done, Tally *tally) noexcept nogil
     cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil
     cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry,
                      char *piece) noexcept nogil
@@ -57,6 +65,9 @@ cdef class Log:
     cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
                          char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
                          uint64_t write) noexcept nogil
+    cdef int _write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
+                    bint may_wait) noexcept nogil
+    cdef int _discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil
     cdef int _write_pages(self, const char *buf, uint64_t page, uint64_t pages, Waiter *waiter) noexcept nogil
     cdef int _write_part(self, const char *buf, uint32_t count, uint64_t page, uint32_t skip,
                          Waiter *waiter) noexcept nogil

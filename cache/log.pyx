@@ -19,6 +19,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
+from swaptide.cache.ages cimport AGE_READS, age_bucket
 from swaptide.cache.ahead cimport Ahead
 from swaptide.cache.atomics cimport (
     cas64,
@@ -27,6 +28,7 @@ from swaptide.cache.atomics cimport (
     load64,
     mortal,
     page_is_same,
+    peek64,
     point,
     prefetch_page,
     swap64,
@@ -144,26 +146,39 @@ cdef class Log:
 
     # Reads.
 
-    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait,
+    cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
                   uint64_t *missed) noexcept nogil:
         """Read within the disk; `missed` is set to the number of pages that came from its disk.
 
-        0, -EIO, or -EAGAIN where it would go to the disk and must not.
+        0, -EIO, or -EAGAIN where it would go to the disk and must not: go on behind the `done` bytes.
         """
-        cdef uint64_t hits = 0
+        cdef Tally tally
         cdef int result
-        missed[0] = 0
-        result = self._read(buf, count, offset, may_wait, &hits, missed)
-        if result != -EAGAIN:
-            if hits:
-                count64(&self.map.counters[HITS], <int64_t> hits)
-            if missed[0]:
-                count64(&self.map.counters[MISSES], <int64_t> missed[0])
+        tally.hits = tally.missed = tally.aged = 0
+        tally.bucket = 0
+        done[0] = 0
+        result = self._read(buf, count, offset, may_wait, done, &tally)
+        if tally.aged:
+            count64(&self.map.ages[AGE_READS + tally.bucket], <int64_t> tally.aged)
+        if tally.hits:
+            count64(&self.map.counters[HITS], <int64_t> tally.hits)
+        if tally.missed:
+            count64(&self.map.counters[MISSES], <int64_t> tally.missed)
+        missed[0] = tally.missed
         return result
 
-    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *hits,
-                   uint64_t *missed) noexcept nogil:
-        cdef uint64_t entry, part, done
+    cdef void _count_age(self, Tally *tally, uint64_t born, uint32_t pages) noexcept nogil:
+        cdef uint32_t bucket = age_bucket(peek64(&self.segments.log_clock), born)
+        if bucket != tally.bucket:
+            if tally.aged:
+                count64(&self.map.ages[AGE_READS + tally.bucket], <int64_t> tally.aged)
+            tally.bucket = bucket
+            tally.aged = 0
+        tally.aged += pages
+
+    cdef int _read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
+                   Tally *tally) noexcept nogil:
+        cdef uint64_t entry, part
         cdef int result
         if count > PAGE_BYTES:
             self._prefetch(offset >> PAGE_SHIFT, (count + PAGE_MASK) >> PAGE_SHIFT)
@@ -173,17 +188,17 @@ cdef class Log:
                 part = count
             entry = self.entry(offset >> PAGE_SHIFT)
             if is_piece(entry):
-                done = 0
-                result = self._read_piece(buf, count, offset, entry, may_wait, &done, hits, missed)
+                part = 0
+                result = self._read_piece(buf, count, offset, entry, may_wait, &part, tally)
                 if result != 0:
                     return result
-                part = done
             elif kind_of(entry) == SAME:
                 fill_words(buf, same_word(entry), offset & 3, part)
-                hits[0] += 1
+                tally.hits += 1
             else:
                 memset(buf, 0, part)
-                hits[0] += 1
+                tally.hits += 1
+            done[0] += part
             buf += part
             offset += part
             count -= part
@@ -204,9 +219,9 @@ cdef class Log:
             page += 1
 
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
-                         uint64_t *done, uint64_t *hits, uint64_t *missed) noexcept nogil:
+                         uint64_t *done, Tally *tally) noexcept nogil:
         """Read as many pages as lie back to back from here; `done` stays 0 if the entry changed meanwhile."""
-        cdef uint64_t page = offset >> PAGE_SHIFT, place, span
+        cdef uint64_t page = offset >> PAGE_SHIFT, place, span, born
         cdef uint64_t entries[BOUNCE_CHUNKS]
         cdef uint32_t segment = segment_of(entry), skip = offset & PAGE_MASK, run = 1
         cdef int result = 0
@@ -217,6 +232,7 @@ cdef class Log:
             return 0
         # Entries loaded from here on that name this segment are safe: it is pinned.
         place = self.segments.place(segment)
+        born = peek64(&self.map.segment_table[segment].age)
         point("read: place loaded")
         if not ram_of(place):
             if may_wait:
@@ -230,7 +246,7 @@ cdef class Log:
             span = min(run * <uint64_t> PAGE_BYTES - skip, count)
             result = self._read_disk(buf, span, skip, segment, entries, page)
             self.segments.disk_unpin(segment)
-            missed[0] += run
+            tally.missed += run
         elif length_of(entry) == PAGE_BYTES:
             while run * <uint64_t> PAGE_BYTES - skip < count:
                 if self.entry(page + run) != entry + (<uint64_t> run << (PAGE_SHIFT + 15)):
@@ -239,7 +255,7 @@ cdef class Log:
             span = min(run * <uint64_t> PAGE_BYTES - skip, count)
             memcpy(buf, self.map.slot(ram_of(place) - 1) + offset_of(entry) + skip, span)
             self.segments.unpin(segment)
-            hits[0] += run
+            tally.hits += run
         else:
             span = min(<uint64_t> PAGE_BYTES - skip, count)
             # Unpacking takes longer than a copy: one page may be done where the caller must not wait.
@@ -248,9 +264,11 @@ cdef class Log:
                 return -EAGAIN
             result = self._unpack(buf, span, skip, entry, self.map.slot(ram_of(place) - 1) + offset_of(entry))
             self.segments.unpin(segment)
-            hits[0] += 1
+            tally.hits += 1
             count64(&self.map.counters[PACKED_HITS], 1)
         done[0] = span
+        if result == 0:
+            self._count_age(tally, born, run)
         return result
 
     cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil:
@@ -403,6 +421,14 @@ cdef class Log:
 
         Without `may_wait` only whole pages are taken.  On an error any of the pages may have been written.
         """
+        cdef int result = self.segments.enter(waiter if may_wait else NULL)
+        if result == 0:
+            result = self._write(buf, count, offset, waiter, may_wait)
+            self.segments.leave()
+        return result
+
+    cdef int _write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
+                    bint may_wait) noexcept nogil:
         cdef uint64_t part
         cdef int result = 0
         while count and result == 0:
@@ -445,7 +471,7 @@ cdef class Log:
             while (run < pages and self.map.page_ready(page + run)
                     and not page_is_same(buf + (run << PAGE_SHIFT), &word)):
                 run += 1
-            got = self.segments.reserve(GUEST, <uint32_t> run, PAGE_BYTES, waiter, &segment, &offset,
+            got = self.segments.reserve(GUEST, <uint32_t> run, PAGE_BYTES, 0, waiter, &segment, &offset,
                                         &ordinal)
             if got < 0:
                 return got
@@ -486,7 +512,7 @@ cdef class Log:
         if result != 0:
             return result
         # Room first: whoever waits for RAM holds no pin and no stripe.
-        result = self.segments.reserve(GUEST, 1, PAGE_BYTES, waiter, &segment, &offset, &ordinal)
+        result = self.segments.reserve(GUEST, 1, PAGE_BYTES, 0, waiter, &segment, &offset, &ordinal)
         if result < 0:
             return result
         to = self.content(segment) + offset
@@ -561,6 +587,13 @@ cdef class Log:
 
     cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil:
         """Make the range read as zeros.  With `keep` its pages stay allocated (as same-filled entries)."""
+        cdef int result = self.segments.enter(waiter)
+        if result == 0:
+            result = self._discard(count, offset, waiter, keep)
+            self.segments.leave()
+        return result
+
+    cdef int _discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil:
         cdef uint64_t page, part, skip, old
         cdef int result
         while count:
@@ -651,11 +684,11 @@ cdef class Log:
         cdef int result
         cdef bytearray data = bytearray(count)
         cdef char *raw = data
-        cdef uint64_t missed
+        cdef uint64_t done, missed
         if offset + count > self.size_bytes:
             raise OSError(errno.EINVAL, "beyond the end of the disk")
         with nogil:
-            result = self.read(raw, count, offset, True, &missed)
+            result = self.read(raw, count, offset, True, &done, &missed)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
         return bytes(data)

@@ -42,6 +42,7 @@ cdef class Mapping:
     cdef uint64_t *control
     cdef uint64_t *counters
     cdef uint64_t *histograms
+    cdef uint64_t *ages
     cdef uint8_t *directory
     cdef SegmentEntry *segment_table
     cdef uint64_t *page_table

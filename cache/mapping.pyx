@@ -100,6 +100,7 @@ cdef class Mapping:
         self.control = <uint64_t *> (self.tables + <uint64_t> geometry.CONTROL_OFFSET)
         self.counters = <uint64_t *> (self.tables + <uint64_t> geometry.COUNTERS_OFFSET)
         self.histograms = <uint64_t *> (self.tables + <uint64_t> geometry.HISTOGRAMS_OFFSET)
+        self.ages = <uint64_t *> (self.tables + <uint64_t> geometry.AGES_OFFSET)
         self.directory = <uint8_t *> (self.tables + self.directory_offset)
         self.segment_table = <SegmentEntry *> (self.tables + self.segment_table_offset)
         self.page_table = <uint64_t *> (self.tables + self.page_table_offset)

@@ -233,11 +233,15 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
 
 
 class Orders(NamedTuple):
-    """What the operator wants: one of layout.COMPRESS, a share of the target, a time.monotonic() or None."""
+    """What the operator wants: one of layout.COMPRESS, a share of the target, a time.monotonic() or None.
+
+    Where it is `frozen` nothing is to move.
+    """
 
     compress: str = "none"
     clean_ahead: float = 0.0
     deadline: float | None = None
+    frozen: bool = False
 
 
 def _be_modest() -> None:
@@ -291,8 +295,9 @@ class Movers:
 
         Where the host or the target has no room for them, the first writers wait as any other.
         """
-        self._look()
-        self._try_populate(LEAST_FREE)
+        if not self._orders.frozen:
+            self._look()
+            self._try_populate(LEAST_FREE)
 
     async def run(self) -> None:
         """Move until cancelled; moves under way are waited for."""
@@ -302,7 +307,10 @@ class Movers:
             while True:
                 self._awake.clear()
                 self._segments.rearm()
-                self._start(self._look())
+                if self._orders.frozen:
+                    self._ahead = False
+                else:
+                    self._start(self._look())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(AHEAD_SECONDS if self._ahead else IDLE_SECONDS):
                         await self._awake.wait()
@@ -382,6 +390,10 @@ class Movers:
     def order(self, orders: "Orders") -> None:
         """Take new orders; in force from the next look on.  Any thread may call this."""
         self._orders = orders
+
+    def are_still(self) -> bool:
+        """Whether nothing moves, and nothing will as long as the orders say so.  On the loop alone."""
+        return self._orders.frozen and not self._tasks
 
     def _wish(self, now: Snapshot) -> Wish:
         orders, spare = self._orders, self._idle.now()

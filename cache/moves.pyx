@@ -1,7 +1,7 @@
 """One move each: pack a segment, write one out, drop one, clean one, make or give back RAM slots.
 
 Called by the movers in worker threads; each call releases the GIL for all of its work and allocates
-nothing.  What to move, and when, is decided in movers.py.
+nothing.  What to move, and when, is decided in movers.py.  On a frozen disk none begins anything.
 """
 
 import errno
@@ -143,7 +143,7 @@ cdef class Moves:
         """
         cdef int result = 0, done = 0
         with nogil:
-            while done < most:
+            while done < most and not self.segments.is_frozen():
                 result = self._spill(worker, give_back)
                 if result <= 0:
                     break
@@ -193,7 +193,7 @@ cdef class Moves:
         cdef int done = 0
         cdef uint32_t segment
         with nogil:
-            while done < count:
+            while done < count and not self.segments.is_frozen():
                 segment = self.segments.claim_clean()
                 if segment == NO_SEGMENT:
                     break
@@ -212,7 +212,7 @@ cdef class Moves:
         """
         cdef int result = 0, done = 0
         with nogil:
-            while done < most:
+            while done < most and not self.segments.is_frozen():
                 result = self._clean(on_disk, below, by_age)
                 if result <= 0:
                     break
@@ -342,7 +342,8 @@ cdef class Moves:
                          uint32_t length) noexcept nogil:
         """Have `piece` stand for a page of a claimed segment instead of its `old` entry.
 
-        1, 0 where the page was overwritten meanwhile, or -EAGAIN: stopping, or no slot for a packer.
+        1, 0 where the page was overwritten meanwhile, or -EAGAIN: stopping, or no slot for a packer, or none
+        for the cleaner of a frozen disk.
         """
         cdef uint32_t to, offset, ordinal, segment = segment_of(old)
         cdef char *content
@@ -351,13 +352,12 @@ cdef class Moves:
         patient.alive = NULL
         patient.arg = NULL
         patient.stalled_ns = 0
-        if self.segments.reserve(head, 1, length, &patient if head == COLD else NULL, &to, &offset,
-                                 &ordinal) < 0:
+        if self.segments.reserve(head, 1, length, self.log.map.segment_table[segment].age,
+                                 &patient if head == COLD else NULL, &to, &offset, &ordinal) < 0:
             return -EAGAIN
         content = self.log.content(to)
         memcpy(content + offset, piece, length)
         rmap_of(content, ordinal)[0] = page
-        self.segments.blend_age(head, self.log.map.segment_table[segment].age, length)
         point("move: copied")
         # The source is claimed, so its number cannot come round: equal means unchanged.
         if cas64(&self.log.map.page_table[page], old, piece_entry(kind, to, offset, length)):
@@ -380,7 +380,7 @@ cdef class Moves:
         """
         cdef int result
         with nogil:
-            result = self._pack(&self.packings[worker], keep, strong)
+            result = 0 if self.segments.is_frozen() else self._pack(&self.packings[worker], keep, strong)
         return result
 
     cdef int _pack(self, Packing *with_, uint32_t keep, bint strong) noexcept nogil:
@@ -466,7 +466,7 @@ cdef class Moves:
         """Pack the coldest packed segment anew with zstd; for idle cores.  As `pack` returns."""
         cdef int result
         with nogil:
-            result = self._strengthen(&self.packings[worker])
+            result = 0 if self.segments.is_frozen() else self._strengthen(&self.packings[worker])
         return result
 
     cdef int _strengthen(self, Packing *with_) noexcept nogil:

@@ -44,6 +44,7 @@ cdef class Segments:
     cdef Mapping map
     cdef pthread_mutex_t lock
     cdef pthread_cond_t freed
+    cdef int32_t frozen, changing   # whether nothing may change; requests that do
     cdef int64_t *live      # pieces << 32 | their bytes
     cdef int32_t *pins
     cdef int32_t *disk_pins
@@ -75,8 +76,11 @@ cdef class Segments:
     cdef int kick_fd
     cdef int32_t kicked
 
-    cdef int reserve(self, int head, uint32_t want, uint32_t length, Waiter *waiter, uint32_t *segment,
-                     uint32_t *offset, uint32_t *ordinal) noexcept nogil
+    cdef int enter(self, Waiter *waiter) noexcept nogil
+    cdef void leave(self) noexcept nogil
+    cdef bint is_frozen(self) noexcept nogil
+    cdef int reserve(self, int head, uint32_t want, uint32_t length, uint64_t age, Waiter *waiter,
+                     uint32_t *segment, uint32_t *offset, uint32_t *ordinal) noexcept nogil
     cdef int ensure_page(self, uint64_t page, Waiter *waiter) noexcept nogil
     cdef void cancel(self, uint32_t segment, uint32_t pieces, uint32_t length) noexcept nogil
     cdef uint32_t live_bytes(self, uint32_t segment) noexcept nogil
@@ -91,7 +95,6 @@ cdef class Segments:
     cdef void set_place(self, uint32_t segment, uint64_t place) noexcept nogil
     cdef void kick(self) noexcept nogil
     cdef uint32_t limit(self) noexcept nogil
-    cdef void blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil
 
     cdef uint32_t claim_clean(self) noexcept nogil
     cdef uint32_t claim_for_disk(self) noexcept nogil
@@ -113,7 +116,12 @@ cdef class Segments:
 
     cdef uint32_t _take_disk(self) noexcept nogil
     cdef void _suspect_disk(self, uint32_t slot) noexcept nogil
-    cdef int _wait(self, Waiter *waiter) noexcept nogil
+    cdef int _enter_frozen(self, Waiter *waiter) noexcept nogil
+    cdef int _await_thaw(self, Waiter *waiter) noexcept nogil
+    cdef int _wait(self, Waiter *waiter, bint changing) noexcept nogil
+    cdef void _sleep(self, uint64_t nanoseconds) noexcept nogil
+    cdef bint _is_alive(self, Waiter *waiter) noexcept nogil
+    cdef void _blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil
     cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil
     cdef bint _wants_grant(self) noexcept nogil
     cdef bint _lacks_cleaner_slot(self) noexcept nogil

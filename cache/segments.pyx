@@ -13,6 +13,7 @@ from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
+from swaptide.cache.ages cimport AGE_BUCKETS, AGE_LIVE, age_bucket
 from swaptide.cache.atomics cimport (
     add32,
     add64,
@@ -25,6 +26,7 @@ from swaptide.cache.atomics cimport (
     point,
     poke64,
     relax,
+    store32,
     store64,
 )
 from swaptide.cache.entry cimport (
@@ -72,7 +74,7 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from swaptide.cache.words cimport LOG_CLOCK, STALLS, WRITE_CLOCK
+from swaptide.cache.words cimport FROZEN_WAITS, LOG_CLOCK, STALLS, WRITE_CLOCK
 
 cdef enum:
     # Disk slots that only segments written by the cleaner may take: with these the cleaner can
@@ -82,6 +84,8 @@ cdef enum:
     GIFT_EVERY = 4
     # How often a waiting writer looks whether its client is still there, in nanoseconds.
     WAIT_NS = 20000000
+    # The same for one that waits for a thaw, which may take long; an end or a new client wakes it at once.
+    THAW_NS = 100000000
     # Tables grow by grants of this many bytes, each charged to the target before it may be used.
     GRANT_BYTES = 2097152
     # Fewer slots than these cannot work; private memory that grows beyond all plans must not wedge
@@ -206,12 +210,57 @@ cdef class Segments:
         elif state == CLEAN:
             self.clean_segments += by
 
+    # Freezing.  Whoever changes the disk for a client does so between `enter` and `leave`, but for the time
+    # that it waits for memory.  So it is still once it is frozen, nobody is in between and no mover moves.
+
+    cdef int enter(self, Waiter *waiter) noexcept nogil:
+        """Begin to change the disk for a client, which waits while it is frozen; `leave` ends it.
+
+        0, or a negative errno as of `reserve`: then there is nothing to leave.
+        """
+        # First counted, then looked: who freezes does it the other way round, so one of both sees the other.
+        add32(&self.changing, 1)
+        if load32(&self.frozen) == 0:
+            return 0
+        add32(&self.changing, -1)
+        return self._enter_frozen(waiter)
+
+    cdef int _enter_frozen(self, Waiter *waiter) noexcept nogil:
+        cdef int result
+        pthread_mutex_lock(&self.lock)
+        result = self._await_thaw(waiter)
+        if result == 0:
+            add32(&self.changing, 1)    # who freezes does so under the lock
+        pthread_mutex_unlock(&self.lock)
+        return result
+
+    cdef void leave(self) noexcept nogil:
+        add32(&self.changing, -1)
+
+    cdef bint is_frozen(self) noexcept nogil:
+        return load32(&self.frozen) != 0
+
+    cdef int _await_thaw(self, Waiter *waiter) noexcept nogil:
+        """Wait until the disk is not frozen; called with the lock, which is given up meanwhile."""
+        if self.frozen and waiter != NULL:
+            count64(&self.map.counters[FROZEN_WAITS], 1)
+        while self.frozen:
+            if self.stopping:
+                return -ESHUTDOWN
+            if waiter == NULL:
+                return -EAGAIN
+            self._sleep(THAW_NS)
+            # Looked at after the last sleep as well: what was thawed may be another client's by now.
+            if not self._is_alive(waiter):
+                return -ESHUTDOWN
+        return 0
+
     # Appending.
 
-    cdef int reserve(self, int head, uint32_t want, uint32_t length, Waiter *waiter, uint32_t *segment,
-                     uint32_t *offset, uint32_t *ordinal) noexcept nogil:
+    cdef int reserve(self, int head, uint32_t want, uint32_t length, uint64_t age, Waiter *waiter,
+                     uint32_t *segment, uint32_t *offset, uint32_t *ordinal) noexcept nogil:
         """Take up to `want` pieces of `length` bytes each, one behind the other, of the head's open segment;
-        the caller fills them and unpins the segment.
+        the caller fills them and unpins the segment.  `age` is that of what a mover moves.
 
         Returns how many, or a negative errno: EAGAIN where it would have to wait and `waiter` is NULL,
         ESHUTDOWN where the client went away or the process stops.  The pieces count as live at once, so
@@ -231,7 +280,7 @@ cdef class Segments:
             if self._open(head):
                 continue
             self.cleaner_waits = self.cleaner_waits or head == COLD
-            result = self._wait(waiter)
+            result = self._wait(waiter, head == GUEST)
             if head == COLD:
                 self.cleaner_waits = False
             if result != 0:
@@ -244,6 +293,8 @@ cdef class Segments:
         segment[0] = open.segment
         offset[0] = entry.fill
         ordinal[0] = entry.count
+        if head != GUEST:
+            self._blend_age(head, age, got * length)
         entry.fill = entry.fill + got * length
         mortal("reserve: fill stored")
         entry.count = <uint16_t> (entry.count + got)
@@ -272,7 +323,7 @@ cdef class Segments:
             if self.map.metadata_bytes() + PAGE_BYTES <= self.granted_bytes or self.map.page_ready(page):
                 if self.map.page_ensure(page) == 0:
                     break
-            result = self._wait(waiter)
+            result = self._wait(waiter, True)
             if result != 0:
                 break
         if self._wants_grant():
@@ -284,37 +335,59 @@ cdef class Segments:
         return (self.granted_bytes < self.map.metadata_bytes() + GRANT_BYTES / 2
                 and self.granted_bytes < self.map.tables_bytes)
 
-    cdef int _wait(self, Waiter *waiter) noexcept nogil:
+    cdef int _wait(self, Waiter *waiter, bint changing) noexcept nogil:
         """Wait a little for memory; called with the lock, which is given up meanwhile.
 
-        0, or a negative errno to give up with.
+        Who is `changing` the disk, between `enter` and `leave`, does not count as such meanwhile, and waits
+        for the thaw of a frozen one as well.  0, or a negative errno to give up with.
         """
-        cdef timespec until
         cdef uint64_t begun
-        cdef bint alive = True
-        self.kick()
+        cdef int result
         if self.stopping:
             return -ESHUTDOWN
-        if waiter == NULL:
+        if waiter == NULL or (self.frozen and not changing):
+            # Where nothing moves nothing comes free: the cleaner gives up in the middle, as a packer does.
+            self.kick()
             return -EAGAIN
-        # The cleaner, which nobody's client is behind, also waits here.
-        if waiter.stalled_ns == 0 and waiter.alive != NULL:
-            count64(&self.map.counters[STALLS], 1)
-        begun = now_ns()
+        if changing:
+            add32(&self.changing, -1)
+        result = 0
+        if not self.frozen:
+            self.kick()
+            # The cleaner, which nobody's client is behind, also waits here.
+            if waiter.stalled_ns == 0 and waiter.alive != NULL:
+                count64(&self.map.counters[STALLS], 1)
+            begun = now_ns()
+            self.waiting += 1
+            self._sleep(WAIT_NS)
+            self.waiting -= 1
+            waiter.stalled_ns += now_ns() - begun
+            if not self._is_alive(waiter):
+                result = -ESHUTDOWN
+        if changing:
+            if result == 0:
+                result = self._await_thaw(waiter)
+            add32(&self.changing, 1)
+        return result
+
+    cdef void _sleep(self, uint64_t nanoseconds) noexcept nogil:
+        """Give the lock up for a while, or until somebody who waits is to look again."""
+        cdef timespec until
         clock_gettime(CLOCK_MONOTONIC, &until)
-        until.tv_nsec += WAIT_NS
+        until.tv_nsec += nanoseconds
         if until.tv_nsec >= 1000000000:
             until.tv_sec += 1
             until.tv_nsec -= 1000000000
-        self.waiting += 1
         pthread_cond_timedwait(&self.freed, &self.lock, &until)
-        self.waiting -= 1
-        waiter.stalled_ns += now_ns() - begun
+
+    cdef bint _is_alive(self, Waiter *waiter) noexcept nogil:
+        """Whether the client behind a waiter is still there; the lock is given up meanwhile."""
+        cdef bint alive = True
         if waiter.alive != NULL:
             pthread_mutex_unlock(&self.lock)
             alive = waiter.alive(waiter.arg)
             pthread_mutex_lock(&self.lock)
-        return 0 if alive else -ESHUTDOWN
+        return alive
 
     cdef void cancel(self, uint32_t segment, uint32_t pieces, uint32_t length) noexcept nogil:
         """Give up reserved pieces of `length` bytes each, or pieces whose entry went elsewhere."""
@@ -356,7 +429,7 @@ cdef class Segments:
         self.n_free_ram -= 1
         slot = self.free_ram[self.n_free_ram]
         entry = &self.map.segment_table[segment]
-        poke64(&self.log_clock, self.log_clock + 1)     # the cleaner looks at it without the lock
+        poke64(&self.log_clock, self.log_clock + 1)     # readers look at it without the lock
         store64(&self.map.counters[LOG_CLOCK], self.log_clock)
         mortal("open: number taken")
         poke64(&entry.age, self.log_clock)
@@ -380,19 +453,20 @@ cdef class Segments:
             self.kick()
         return True
 
-    cdef void blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil:
-        """A mover's open segment takes the mean age of what is moved into it: survivors stay cold."""
-        pthread_mutex_lock(&self.lock)
-        self.heads[head].age_sum += <double> age * nbytes
-        self.heads[head].age_bytes += nbytes
-        pthread_mutex_unlock(&self.lock)
+    cdef void _blend_age(self, int head, uint64_t age, uint32_t nbytes) noexcept nogil:
+        """A mover's open segment takes the mean age of what is moved into it: survivors stay cold.
+
+        At once, not when it is sealed: it is read meanwhile, and a successor may find it open.
+        """
+        cdef OpenSegment *open = &self.heads[head]
+        open.age_sum += <double> age * nbytes
+        open.age_bytes += nbytes
+        poke64(&self.map.segment_table[open.segment].age, <uint64_t> (open.age_sum / open.age_bytes))
 
     cdef void _seal(self, int head) noexcept nogil:
         cdef OpenSegment *open = &self.heads[head]
         cdef uint32_t segment = open.segment
         cdef SegmentEntry *entry = &self.map.segment_table[segment]
-        if open.age_bytes:
-            poke64(&entry.age, <uint64_t> (open.age_sum / open.age_bytes))
         if head == COLD and entry.fill < <uint64_t> entry.count * MOSTLY_PACKED:
             entry.flags = entry.flags | PACKED_FLAG
         mortal("seal: full")
@@ -774,7 +848,8 @@ cdef class Segments:
         cdef int failed, made = 0
         for _i in range(count):
             pthread_mutex_lock(&self.lock)
-            if self.stopping or (self.populated >= self.limit() and not self._lacks_cleaner_slot()):
+            if (self.stopping or self.frozen
+                    or (self.populated >= self.limit() and not self._lacks_cleaner_slot())):
                 pthread_mutex_unlock(&self.lock)
                 return made
             if self.n_hole_ram:
@@ -816,7 +891,7 @@ cdef class Segments:
         `release` more free ones.  Returns how many."""
         cdef uint32_t slot
         cdef int done = 0
-        while self._take_due(&slot, &release):
+        while not self.is_frozen() and self._take_due(&slot, &release):
             self.map.slot_punch(slot, 1)
             mortal("punch: memory given back")
             pthread_mutex_lock(&self.lock)
@@ -867,6 +942,18 @@ cdef class Segments:
         self.private_bytes = private_bytes
         pthread_mutex_unlock(&self.lock)
         self.kick()
+
+    def set_frozen(self, bint frozen):
+        """Have clients' changes wait and moves end early, or have them go on."""
+        pthread_mutex_lock(&self.lock)
+        store32(&self.frozen, frozen)
+        pthread_cond_broadcast(&self.freed)
+        pthread_mutex_unlock(&self.lock)
+        self.kick()
+
+    def is_still(self):
+        """Whether the disk is frozen and no client's change is under way; that movers rest they know."""
+        return load32(&self.frozen) != 0 and load32(&self.changing) == 0
 
     def populate_now(self, uint32_t count):
         """Make free RAM slots before the movers run; raises MemoryError where the host refuses."""
@@ -956,6 +1043,23 @@ cdef class Segments:
                 if state == DIRTY or state == CLEAN:
                     least = live
         return least
+
+    def count_ages(self):
+        """Tell in the state file how many bytes live, by the age of their segments.  Without the lock."""
+        cdef uint64_t by_age[AGE_BUCKETS]
+        cdef uint64_t clock = peek64(&self.log_clock), born
+        cdef uint32_t segment, live
+        cdef int bucket
+        with nogil:
+            for bucket in range(AGE_BUCKETS):
+                by_age[bucket] = 0
+            for segment in range(self.used_ids):
+                live = self.live_bytes(segment)
+                if live:
+                    born = peek64(&self.map.segment_table[segment].age)
+                    by_age[age_bucket(clock, born)] += live
+            for bucket in range(AGE_BUCKETS):
+                poke64(&self.map.ages[AGE_LIVE + bucket], by_age[bucket])
 
     def tiers(self):
         """What lives where, by segments in use: whole pages in RAM, packed pages in RAM, bytes of the latter,

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import cli_disk, common
+from swaptide.host import cli_disk, cli_guest, cli_reserve, cli_simulate, cli_top, common
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,13 +20,26 @@ def cli() -> None:
 
 
 cli.add_command(cli_disk.disk)
+cli.add_command(cli_simulate.simulate)
+cli.add_command(cli_guest.guest)
+cli.add_command(cli_guest.attach)
+cli.add_command(cli_guest.detach)
+cli.add_command(cli_reserve.reserve)
+cli.add_command(cli_top.top)
 
 
 @cli.command()
 @common.run_dir_option
 @click.option("--config", "file", type=click.Path(path_type=pathlib.Path), help="TOML configuration.")
+@click.option(
+    "--metrics",
+    metavar="ADDR:PORT|off",
+    help="Where Prometheus may ask [default: 127.0.0.1:9819]; see docs/metrics.md.",
+)
 @click.option("--show-config", is_flag=True, help="Print the effective configuration and end.")
-def serve(run_dir: pathlib.Path | None, file: pathlib.Path | None, show_config: bool) -> None:
+def serve(
+    run_dir: pathlib.Path | None, file: pathlib.Path | None, metrics: str | None, show_config: bool
+) -> None:
     """Run the host daemon in the foreground.
 
     SIGTERM, SIGINT and SIGHUP end it alike; its disks go on serving, and the next daemon adopts them.  The
@@ -34,7 +47,7 @@ def serve(run_dir: pathlib.Path | None, file: pathlib.Path | None, show_config: 
     """
     from swaptide.host import config
 
-    chosen = config.load(file, run_dir)
+    chosen = config.load(file, run_dir, metrics)
     if show_config:
         click.echo(chosen.as_toml(), nl=False)
         return

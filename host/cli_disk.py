@@ -186,6 +186,44 @@ def restart(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
     )
 
 
+@disk.command()
+@click.argument("name")
+@common.json_option
+@common.run_dir_option
+def freeze(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
+    """Have a disk stand still, until it is thawed: writes wait, reads go on, nothing moves.
+
+    Returns once nothing of it changes any more.  A guest that swaps out meanwhile stalls.
+    """
+    from swaptide.host import protocol
+
+    with common.going_on(f"disk {name} is being frozen all the same, `swaptide disk thaw {name}` undoes it"):
+        done = common.call(run_dir, protocol.Freeze(name))
+    if as_json:
+        common.print_json(done)
+        return
+    click.echo(
+        f"disk {name} stands still after {done['elapsed_seconds']:.2f} s;"
+        f" writes to it wait for `swaptide disk thaw {name}`"
+    )
+
+
+@disk.command()
+@click.argument("name")
+@common.json_option
+@common.run_dir_option
+def thaw(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
+    """Have a frozen disk go on."""
+    from swaptide.host import protocol
+
+    with common.going_on(f"disk {name} is being thawed all the same"):
+        done = common.call(run_dir, protocol.Thaw(name))
+    if as_json:
+        common.print_json(done)
+    else:
+        click.echo(f"disk {name} goes on")
+
+
 @disk.command("rm")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Even if a client is connected.")
@@ -233,6 +271,11 @@ def _tell_outcome(name: str, step: dict[str, Any], *, quiet: bool = False) -> No
             )
         if step["unsaved"] is not None:
             click.echo(f"swaptide: the next daemon will not know of it: {step['unsaved']}", err=True)
+    elif step["phase"] == "frozen":
+        raise SwaptideError(
+            f"disk {name} is frozen and uses {ram} of RAM; the limit {target} is in force, and holds only"
+            f" after `swaptide disk thaw {name}`"
+        )
     elif step["phase"] == "late" and step["deadline_seconds"] is not None:
         raise SwaptideError(
             f"disk {name} has returned {returned} of {wanted} in {seconds:.2f} s and uses {ram} of RAM;"

@@ -16,7 +16,7 @@ from swaptide.cache.errors import UsageError
 INTERRUPTED = 130
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     from swaptide.host import sizes
 
     try:
@@ -65,7 +65,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def size_option(flag: str, **more: Any) -> Callable[[Any], Any]:
     name = flag.removeprefix("--") + "_bytes"
-    return click.option(flag, name, callback=_size, metavar="SIZE", **more)
+    return click.option(flag, name, callback=size, metavar="SIZE", **more)
 
 
 def call(run_dir: pathlib.Path | None, request: Any, *progress: Any) -> Any:

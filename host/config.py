@@ -6,20 +6,27 @@ Read once by `serve`; nothing writes to it afterwards.
 import dataclasses
 import os
 import pathlib
+import re
 import stat
 import tomllib
 from typing import Annotated
 
 import msgspec
 
+from swaptide.balloon import rooms
+from swaptide.cache import endpoint
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import paths, uids
+from swaptide.host import paths, sizes, uids
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
 _LONGEST_BYTES = 1 << 20
+_PERCENT = re.compile(r"([0-9]{1,2})%")
 _UNSET = {
     "memory_dir": "a tmpfs of the daemon's own, else /dev/shm",
     "user": "under a daemon of root each disk has a user of its own, see uids",
+    "host_reserve": "5% of the host's RAM, at least 512M, at most 8G",
+    "cgroup_reserve": "10% of a memory cgroup's limit, at least 64M, at most 2G",
+    "trace": "samples are not recorded",
     "uids": f"{uids.DEFAULT.start}-{uids.DEFAULT.stop - 1} where they are free, unless user is set",
 }
 
@@ -34,6 +41,12 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 16
     user: _Text | None = None
     uids: _Text | None = None
+    balloon: bool = True
+    host_reserve: _Text | None = None
+    cgroup_reserve: _Text | None = None
+    trace: _Text | None = None
+    metrics: _Text = endpoint.DEFAULT
+    proc_dir: _Text = "/proc"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +56,11 @@ class Config:
     `memory_dir` is where state files lie; None means a tmpfs of the daemon's own below the run
     directory, or /dev/shm where it may not mount one.  `user` is who all disks' nbdkit run as under
     a daemon of root; None means that each disk has a number of its own out of `uids`.
+
+    `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
+    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `trace` is where it
+    records what it saw; `metrics` is the address where Prometheus may ask, or off; `proc_dir` is where it
+    finds the host's /proc.
     """
 
     run_dir: pathlib.Path
@@ -53,6 +71,12 @@ class Config:
     threads: int
     user: str | None = None
     uids: str | None = None
+    balloon: bool = True
+    host_reserve: str | None = None
+    cgroup_reserve: str | None = None
+    trace: pathlib.Path | None = None
+    metrics: str = endpoint.OFF
+    proc_dir: pathlib.Path = pathlib.Path("/proc")
 
     @property
     def control_socket(self) -> pathlib.Path:
@@ -71,6 +95,8 @@ class Config:
             value = getattr(self, field.name)
             if value is None:
                 lines.append(f"# {field.name} is not set: {_UNSET[field.name]}")
+            elif isinstance(value, bool):
+                lines.append(f"{field.name} = {str(value).lower()}")
             elif isinstance(value, int):
                 lines.append(f"{field.name} = {value}")
             else:
@@ -80,14 +106,22 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
-    """The configuration of `file`, with `run_dir` of the command line over it.
+def load(file: pathlib.Path | None, run_dir: pathlib.Path | None, metrics: str | None = None) -> Config:
+    """The configuration of `file`, with `run_dir` and `metrics` of the command line over it.
 
     Raises SetupError if the file cannot be read, UsageError if it is no TOML or has a bad key.
     """
     chosen = _read(file) if file is not None else _File()
     if chosen.uids is not None:
         _check_uids(file, chosen)
+    if metrics is not None:
+        endpoint.parse("--metrics", metrics)
+    for key in ("host_reserve", "cgroup_reserve", "metrics"):
+        try:
+            check = endpoint.parse if key == "metrics" else reserve
+            check(key, getattr(chosen, key))
+        except UsageError as error:
+            raise UsageError(f"configuration {file}: {error}") from None
     state_dir = _directory(chosen.state_dir) or paths.default_state_dir()
     return Config(
         run_dir=run_dir or _directory(chosen.run_dir) or paths.default_run_dir(),
@@ -98,7 +132,28 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None) -> Config:
         threads=chosen.threads,
         user=chosen.user,
         uids=chosen.uids,
+        balloon=chosen.balloon,
+        host_reserve=chosen.host_reserve,
+        cgroup_reserve=chosen.cgroup_reserve,
+        trace=_directory(chosen.trace),
+        metrics=metrics or chosen.metrics,
+        proc_dir=paths.absolute(chosen.proc_dir),
     )
+
+
+def reserve(key: str, text: str | None) -> rooms.Reserve:
+    """What `text` leaves free, a size or a share; None for the default.  Raises UsageError, naming `key`."""
+    if text is None:
+        return rooms.HOST_RESERVE if key == "host_reserve" else rooms.CGROUP_RESERVE
+    match = _PERCENT.fullmatch(text)
+    if match is not None:
+        return rooms.Reserve(percent=int(match[1]))
+    try:
+        return rooms.Reserve(fixed_bytes=sizes.parse(text))
+    except UsageError:
+        raise UsageError(
+            f"{key} '{text[:40]}' is neither a size nor a share; write for example 2G or 5%"
+        ) from None
 
 
 def _check_uids(file: pathlib.Path | None, chosen: _File) -> None:

@@ -1,22 +1,27 @@
 """The control socket: takes calls of the command and answers them, on the daemon's loop.
 
-A call goes on if its client vanishes, since half of a change is worse than all of it; the daemon's end
-cancels it.
+A call goes on if its client vanishes, since half of a change is worse than all of it, unless it can be
+undone, as a disk plugged in or memory asked for.  The daemon's end cancels all.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import struct
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, listener, protocol
+from swaptide.host import disks, guests, listener, overview, protocol, steering
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REQUEST_SECONDS = 10.0
 _PEER = struct.Struct("3i")  # pid, uid, gid
@@ -26,9 +31,13 @@ _decoder = msgspec.json.Decoder(protocol.Request)
 class Control:
     """The server on the control socket."""
 
-    def __init__(self, chosen: Config, served: disks.Disks) -> None:
+    def __init__(
+        self, chosen: Config, served: disks.Disks, watched: guests.Guests, balloon: steering.Steering
+    ) -> None:
         self._path = chosen.control_socket
         self._disks = served
+        self._guests = watched
+        self._balloon = balloon
         self._calls: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -57,7 +66,7 @@ class Control:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 line = await reader.readline()
-            _send(writer, _refusal(writer) or await self._reply(line, writer))
+            _send(writer, _refusal(writer) or await self._reply(line, reader, writer))
             await writer.drain()
         except (TimeoutError, OSError, ValueError):
             log.debug("client left")
@@ -65,9 +74,13 @@ class Control:
             self._calls.discard(task)
             writer.close()
 
-    async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> protocol.Reply:
+    async def _reply(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> protocol.Reply:
         try:
-            return protocol.Result(await self._call(_decoder.decode(line), writer))
+            return protocol.Result(await self._call(_decoder.decode(line), reader, writer))
+        except ConnectionAbortedError:
+            raise
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return protocol.Failure("usage", f"request not understood: {error}")
         except SwaptideError as error:
@@ -79,7 +92,12 @@ class Control:
             log.exception("call failed")
             return protocol.Failure("error", f"internal error {error!r}; see the daemon's log")
 
-    async def _call(self, request: protocol.Request, writer: asyncio.StreamWriter) -> object:
+    async def _call(
+        self, request: protocol.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> object:
+        def tell(step: dict[str, Any]) -> None:
+            _send(writer, protocol.Progress(step))
+
         match request:
             case protocol.Add():
                 return await self._disks.add(request)
@@ -88,13 +106,68 @@ class Control:
             case protocol.Show(name):
                 return await self._disks.show(name)
             case protocol.Set():
-                return await self._disks.set(request, lambda step: _send(writer, protocol.Progress(step)))
+                return await self._disks.set(request, tell)
             case protocol.Clear():
                 return await self._disks.clear(request)
             case protocol.Restart(name):
                 return await self._disks.restart(name)
             case protocol.Remove():
                 return await self._disks.remove(request)
+            case protocol.Freeze(name):
+                return await self._disks.freeze(name, True)
+            case protocol.Thaw(name):
+                return await self._disks.freeze(name, False)
+            case protocol.Look():
+                return await overview.take(self._disks, self._guests, self._balloon)
+            case protocol.GuestAdd():
+                return await self._guests.add(request)
+            case protocol.GuestList():
+                return await self._guests.all()
+            case protocol.GuestRemove(name):
+                return await self._guests.remove(name)
+            case protocol.Attach():
+                return await _while_there(reader, self._guests.attach(request, tell))
+            case protocol.Detach():
+                return await self._guests.detach(request, tell)
+            case protocol.Reserve():
+                return await _while_there(
+                    reader, self._balloon.reserve(request, tell), self._balloon.give_back
+                )
+            case protocol.Reservations():
+                return self._balloon.reservations()
+            case protocol.Release(id):
+                return self._balloon.release(id)
+
+
+async def _while_there(
+    reader: asyncio.StreamReader, work: Coroutine[Any, Any, T], undo: Callable[[T], None] = lambda done: None
+) -> T:
+    """Do `work`, but cancel it and wait for its end once the client has left; ConnectionAbortedError then.
+
+    `undo` is for work that was done just before, of which nobody heard.
+    """
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_until_left(reader))
+    heard = False
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        heard = not left.done()
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.wait({task})
+        if not heard and not task.cancelled() and task.exception() is None:
+            undo(task.result())
+    if not heard:
+        raise ConnectionAbortedError("the client left")
+    return task.result()
+
+
+async def _until_left(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError):
+        while await reader.read(4096):
+            pass
 
 
 def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:

@@ -12,7 +12,21 @@ import pathlib
 import signal
 
 from swaptide.cache.errors import BusyError, SetupError
-from swaptide.host import config, control, definitions, disks, isolation, launch, listener, memory, spills
+from swaptide.host import (
+    config,
+    control,
+    definitions,
+    disks,
+    guestbook,
+    guests,
+    isolation,
+    launch,
+    listener,
+    memory,
+    scrapes,
+    spills,
+    steering,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +40,8 @@ def run(chosen: config.Config) -> None:
     """
     launch.require(chosen.nbdkit)
     servants = isolation.choose(chosen)
+    if chosen.balloon:
+        steering.check(chosen)
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:
@@ -91,14 +107,23 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         loop.add_signal_handler(number, ended.set)
     # Before the disks start: after a reboot their old files hold the space that they need.
     await spills.collect(chosen.spill_dir)
-    server = control.Control(chosen, served)
+    watched = guests.Guests(chosen, served, guestbook.Guestbook(guestbook.directory(chosen.definitions_dir)))
+    balloon = steering.Steering(chosen, served, watched.watched)
+    server = control.Control(chosen, served, watched, balloon)
+    scraped = scrapes.Scrapes(chosen, served, watched, balloon)
     try:
         served.start()
+        watched.start()
+        balloon.start()
+        scraped.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
         await ended.wait()
     finally:
         await server.close()
+        await scraped.close()
+        await balloon.close()
+        await watched.leave()
         await served.leave()
         log.info("ended run_dir=%s disks_left_serving=%d", chosen.run_dir, len(served))
 

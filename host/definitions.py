@@ -1,4 +1,4 @@
-"""The disks a daemon shall serve, remembered across its end: one small JSON file for each.
+"""What a daemon shall remember across its end, its disks above all: one small JSON file for each.
 
 Owned by the daemon's loop, which never waits long for the directory: it often shares a store with spill
 files, and that may be dead.  Files are replaced whole, so that a crash leaves the old or the new one.
@@ -11,7 +11,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import detached
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Names that the daemon has uses for in its run directory: control.sock, daemon.lock, mem.
@@ -54,15 +56,17 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clean_ahead_percent: int = 25
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError unless `name` can name a disk and its files."""
+def check_name(name: str, what: str = "disk") -> None:
+    """Raises UsageError unless `name` can name a disk, or `what` else, and its files."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"disk name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' and '-',"
+            f"{what} name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' and '-',"
             " not starting with '.' or '-'"
         )
     if name in _RESERVED:
-        raise UsageError(f"disk name {name!r} is not allowed: the daemon uses it itself; choose another name")
+        raise UsageError(
+            f"{what} name {name!r} is not allowed: the daemon uses it itself; choose another name"
+        )
 
 
 def check_label(label: str) -> None:
@@ -77,51 +81,36 @@ def check_spill(path: str) -> None:
         raise UsageError(f"spill path {path!r} is not allowed: give an absolute path")
 
 
-class Store:
-    """The directory of definitions of one run directory."""
+class Files:
+    """A directory of small files, each with what is remembered of one thing."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Makes `directory` with mode 0700; raises SetupError if that is not possible."""
         self.directory = directory
         self._lock = threading.Lock()
         self._latest: dict[str, int] = {}
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SetupError(
-                f"state directory {directory} cannot be made: {error.strerror};"
-                " run as another user or set state_dir in the configuration"
-            ) from error
 
-    def load(self) -> list[Definition]:
-        """Every readable definition by name; one that is damaged is left alone and logged."""
+    def names(self) -> list[str]:
+        """The names of all that is remembered, damaged files too."""
+        return sorted(path.stem for path in self.directory.glob("*.json"))
+
+    async def forget(self, name: str) -> None:
+        """Drop what is remembered; missing is fine.
+
+        Raises SetupError if the directory refuses, or its store does not answer.
+        """
+        await self._in_order(name, lambda: self._remove(name))
+
+    def _load(self, kind: type[T]) -> list[T]:
         found = []
         for path in sorted(self.directory.glob("*.json")):
             try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=Definition))
+                found.append(msgspec.json.decode(path.read_bytes(), type=kind))
             except (OSError, msgspec.MsgspecError) as error:
                 log.error("definition unreadable file=%s error=%r", path, str(error))
         return found
 
-    def names(self) -> list[str]:
-        """The names of all definitions, damaged ones too."""
-        return sorted(path.stem for path in self.directory.glob("*.json"))
-
-    async def save(self, definition: Definition) -> None:
-        """Write `definition` so that it survives a crash.
-
-        Raises SetupError if the directory refuses, or its store does not answer.
-        """
-        await self._in_order(definition.name, lambda: self._write(definition))
-
-    async def forget(self, name: str) -> None:
-        """Drop a definition; missing is fine.  Raises as `save` does."""
-        await self._in_order(name, lambda: self._remove(name))
-
-    def close(self) -> None:
-        """Remove the directory if nothing is in it."""
-        if not any(self.directory.iterdir()):
-            self.directory.rmdir()
+    async def _save(self, name: str, value: msgspec.Struct) -> None:
+        await self._in_order(name, lambda: self._write(name, value))
 
     async def _in_order(self, name: str, work: Callable[[], None]) -> None:
         """Run `work` off the loop; one that a dead store held up does not undo a later one."""
@@ -141,12 +130,12 @@ class Store:
                 f"{self._path(name)} cannot be written: {error.strerror}; make room or mend it"
             ) from error
 
-    def _write(self, definition: Definition) -> None:
-        path = self._path(definition.name)
+    def _write(self, name: str, value: msgspec.Struct) -> None:
+        path = self._path(name)
         fresh = path.with_suffix(".new")
         try:
             with open(fresh, "wb", opener=_private) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(definition)) + b"\n")
+                file.write(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
@@ -169,6 +158,37 @@ class Store:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+class Store(Files):
+    """The directory of the disks' definitions of one run directory."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Makes `directory` with mode 0700; raises SetupError if that is not possible."""
+        super().__init__(directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(
+                f"state directory {directory} cannot be made: {error.strerror};"
+                " run as another user or set state_dir in the configuration"
+            ) from error
+
+    def load(self) -> list[Definition]:
+        """Every readable definition by name; one that is damaged is left alone and logged."""
+        return self._load(Definition)
+
+    async def save(self, definition: Definition) -> None:
+        """Write `definition` so that it survives a crash.
+
+        Raises SetupError if the directory refuses, or its store does not answer.
+        """
+        await self._save(definition.name, definition)
+
+    def close(self) -> None:
+        """Remove the directory if nothing is in it."""
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
 
 
 def _private(path: str, flags: int) -> int:

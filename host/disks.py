@@ -6,26 +6,24 @@ its name and files are not taken by another call; nothing here waits for a store
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
-import os
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from swaptide.balloon import limits, squeeze
-from swaptide.cache import face, geometry
+from swaptide.balloon import census, stopwatch
+from swaptide.cache import geometry
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
     config,
     definitions,
+    freezer,
     isolation,
-    listener,
-    memory,
+    making,
     protocol,
+    relimit,
     report,
     spills,
     supervisor,
@@ -36,7 +34,9 @@ log = logging.getLogger(__name__)
 _CLEARING = "being cleared"
 _REMOVING = "being removed"
 
-Tell = Callable[[dict[str, Any]], None]
+
+async def _nothing_to_settle() -> None:
+    """Nobody steers."""
 
 
 class Disks:
@@ -53,12 +53,36 @@ class Disks:
         self._memory_dir = memory_dir
         self._store = store
         self._servants = servants or isolation.Servants()
+        self.squeezes = stopwatch.Stopwatch()
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
         self._removals: set[asyncio.Task[None]] = set()
+        self._wake: Callable[[], None] = lambda: None
+        self._settle: Callable[[], Awaitable[None]] = _nothing_to_settle
 
     def __len__(self) -> int:
         return len(self._keepers)
+
+    def steered_by(self, wake: Callable[[], None], settle: Callable[[], Awaitable[None]]) -> None:
+        """Who sets the targets: `wake` tells them of a change, `settle` waits until they have seen it."""
+        self._wake, self._settle = wake, settle
+
+    def keepers(self) -> list[supervisor.Keeper]:
+        """The keepers of all disks, by name; also of those that do not serve, or are on their way out."""
+        return [self._keepers[name] for name in sorted(self._keepers)]
+
+    def members(self) -> list[census.Member]:
+        """The disks that take memory, for whoever sets the targets."""
+        found = []
+        for name, keeper in self._keepers.items():
+            with contextlib.suppress(StateError, OSError):  # its report says so
+                # One that is on its way out must not be opened again: its file is about to go.
+                leaving = name in self._busy or keeper.state is supervisor.State.STOPPED
+                state = keeper.face if leaving else keeper.open_face()
+                if state is not None:
+                    serves = keeper.serves and not leaving
+                    found.append(census.Member(name, state, keeper.definition.weight, serves))
+        return found
 
     def start(self) -> None:
         """Adopt or start every disk that is defined; one whose removal was cut off is removed."""
@@ -76,6 +100,7 @@ class Disks:
         for removal in self._removals:
             removal.cancel()
         await asyncio.gather(*self._removals, return_exceptions=True)
+        await self.squeezes.close()
         for keeper in self._keepers.values():
             await keeper.leave()
 
@@ -84,8 +109,13 @@ class Disks:
 
         Raises UsageError for what cannot be, SetupError with the plugin's reason; nothing is left then.
         """
-        definition = self._define(request)
-        dropped = self._make_room(pathlib.Path(definition.state_path), request.force)
+        if request.name in self._keepers:
+            raise UsageError(
+                f"disk {request.name} exists; choose another name, or remove it with"
+                f" `swaptide disk rm {request.name}`"
+            )
+        definition = making.define(request, self._config, self._memory_dir, apart=self._servants.apart)
+        dropped = making.make_room(pathlib.Path(definition.state_path), request.force)
         keeper = self._keeper(definition)
         try:
             if dropped is not None:
@@ -97,39 +127,38 @@ class Disks:
             if self._keepers.get(request.name) is keeper and request.name not in self._busy:
                 await self._discard(keeper)
             raise
+        await self._settle()
         return await report.fresh(keeper)
 
     async def all(self) -> list[report.Report]:
         """The reports of all disks, by name."""
-        keepers = [self._keepers[name] for name in sorted(self._keepers)]
-        return list(await asyncio.gather(*map(report.fresh, keepers)))
+        return list(await asyncio.gather(*map(report.fresh, self.keepers())))
 
     async def show(self, name: str) -> report.Report:
         """The report of one disk."""
         return await report.fresh(self._find(name))
 
-    async def set(self, request: protocol.Set, tell: Tell) -> dict[str, Any]:
+    async def looks(self) -> list[report.Report]:
+        """The reports of all disks, by name, each with its latency counts."""
+        return list(await asyncio.gather(*map(report.look, self.keepers())))
+
+    async def set(self, request: protocol.Set, tell: relimit.Tell) -> dict[str, Any]:
         """Change a disk's limits and orders, tell of the way there, and return the last step.
 
         The steps are those of balloon.squeeze, with what there was before.  Raises UsageError if the limits
         contradict each other.
         """
         keeper = self._available(request.name)
-        deadline = None
-        if request.deadline_seconds is not None:
-            if request.ram_bytes is None:
-                raise UsageError("a deadline needs a limit that is to hold by then; give --ram as well")
-            deadline = squeeze.Deadline(time.monotonic(), request.deadline_seconds)
-        old = keeper.definition
-        cap = old.cap_bytes if request.ram_bytes is None else request.ram_bytes
-        floor = old.floor_bytes if request.floor_bytes is None else request.floor_bytes
-        wanted = limits.check(old.size_bytes, cap, floor)
-        others = ("weight", "compress", "clean_ahead_percent")
-        given = {name: getattr(request, name) for name in others if getattr(request, name) is not None}
-        changed = msgspec.structs.replace(
-            old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, **given
+        last = await relimit.change(
+            keeper,
+            request,
+            steered=self._config.balloon,
+            gone=lambda: self._gone(keeper),
+            tell=tell,
+            fell=self.squeezes.fell,
         )
-        return await self._follow(keeper, changed, wanted, deadline, tell)
+        await self._settle()
+        return last
 
     async def clear(self, request: protocol.Clear) -> report.Report:
         """Empty a disk, which comes back as another one; raises BusyError if it is connected."""
@@ -143,6 +172,7 @@ class Disks:
             await keeper.update(keeper.fresh_paths(blank))
             keeper.start()
             await keeper.started()
+        await self._settle()
         return await report.fresh(keeper)
 
     async def restart(self, name: str) -> report.Report:
@@ -153,6 +183,12 @@ class Disks:
         keeper = self._available(name)
         pause = await keeper.restart()
         return {**await report.fresh(keeper), "pause_seconds": pause}
+
+    async def freeze(self, name: str, frozen: bool) -> dict[str, Any]:
+        """Have a disk stand still, or go on again; returns once it does.  Raises as `freezer.turn`."""
+        keeper = self._available(name)
+        log.info("disk %s name=%s", "frozen" if frozen else "thawed", name)
+        return await freezer.turn(keeper, frozen, lambda: self._gone(keeper))
 
     async def remove(self, request: protocol.Remove) -> dict[str, Any]:
         """Remove a disk and all its files; returns which one that was.
@@ -180,66 +216,23 @@ class Disks:
             await self._discard(keeper)
         log.info("disk removed, as begun by another daemon name=%s", name)
 
-    def _define(self, request: protocol.Add) -> definitions.Definition:
-        definitions.check_name(request.name)
-        if request.swap_label is not None:
-            definitions.check_label(request.swap_label)
-        if request.spill is not None:
-            definitions.check_spill(request.spill)
-        if request.socket_owner is not None:
-            _check_socket_owner(request.socket_owner)
-        if request.name in self._keepers:
-            raise UsageError(
-                f"disk {request.name} exists; choose another name, or remove it with"
-                f" `swaptide disk rm {request.name}`"
-            )
-        checked = limits.check(request.size_bytes, request.ram_bytes, request.floor_bytes)
-        definition = supervisor.fresh_paths(
-            definitions.Definition(
-                name=request.name,
-                size_bytes=request.size_bytes,
-                cap_bytes=checked.cap_bytes,
-                floor_bytes=checked.floor_bytes,
-                weight=request.weight,
-                compress=request.compress,
-                clean_ahead_percent=request.clean_ahead_percent,
-                encrypt=request.encrypt,
-                swap_label=request.swap_label,
-                spill_path=request.spill or "",
-                spill_chosen=request.spill is not None,
-                state_path="",
-                socket_owner=request.socket_owner,
-            ),
-            self._config,
-            self._memory_dir,
-            apart=self._servants.apart,
-        )
-        listener.check(self._config.run_dir / f"{request.name}.sock")
-        return definition
-
-    def _make_room(self, state: pathlib.Path, force: bool) -> tuple[str, int] | None:
-        """A state file without a definition may be a disk that somebody still wants.
-
-        Drops it if `force`; returns its id and its file's owner where a key of it is left.
-        """
-        if not state.exists():
-            return None
-        if memory.is_locked(state):
-            raise BusyError(f"{state} is in use by a process that this daemon does not know; end that one")
-        if not force:
-            raise UsageError(f"{state} holds a disk that is not defined; use --force to drop it")
-        disk_id, owner = None, _owner(state)
-        with contextlib.suppress(StateError), face.StateFace(state) as opened:
-            disk_id = opened.identity.disk_id if opened.identity.encrypted else None
-        state.unlink()
-        return None if disk_id is None else (disk_id, owner)
-
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
         keeper = supervisor.Keeper(
             self._config, self._memory_dir, definition, self._store.save, self._servants
         )
+        keeper.changed = lambda: self._changed(keeper)
         self._keepers[definition.name] = keeper
         return keeper
+
+    def _changed(self, keeper: supervisor.Keeper) -> None:
+        """A disk came, went, or serves again."""
+        if not self._config.balloon and keeper.serves:
+            with contextlib.suppress(StateError, OSError):
+                state = keeper.open_face()
+                if state is not None:
+                    # A daemon with a balloon may have left less.
+                    state.set_limits(target_bytes=state.limits().cap_bytes)
+        self._wake()
 
     def _find(self, name: str) -> supervisor.Keeper:
         if name not in self._keepers:
@@ -264,47 +257,6 @@ class Disks:
                 " detach it from its guest, or use --force"
             )
 
-    async def _follow(
-        self,
-        keeper: supervisor.Keeper,
-        changed: definitions.Definition,
-        wanted: face.Limits,
-        deadline: squeeze.Deadline | None,
-        tell: Tell,
-    ) -> dict[str, Any]:
-        name = changed.name
-        await report.refresh(keeper)
-        # A face of its own: the keeper's is closed when the disk is stopped.
-        with contextlib.ExitStack() as stack:
-            try:
-                state = stack.enter_context(face.StateFace(pathlib.Path(changed.state_path)))
-            except FileNotFoundError as error:
-                await keeper.update(changed)
-                raise BusyError(f"disk {name} does not run; its limits will hold later") from error
-            prospect = _prospect(state, wanted, deadline)
-            if deadline is not None:
-                tell(prospect)
-            state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
-            squeeze.apply(state, wanted, deadline)
-            # Beside it, since a store that does not answer must not hold up a disk that returns memory.
-            saving = asyncio.create_task(keeper.update(changed))
-            try:
-                if keeper.state is supervisor.State.FAILED:
-                    raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
-                last = prospect
-                async for step in squeeze.follow(
-                    state, wanted.target_bytes, deadline=deadline, gone=lambda: self._gone(keeper)
-                ):
-                    last = {**prospect, **dataclasses.asdict(step)}
-                    last["returned_bytes"] = max(0, prospect["before_bytes"] - step.ram_bytes)
-                    tell(last)
-            finally:
-                unsaved = await saving
-                squeeze.release(state, deadline)
-            if last["phase"] == squeeze.Phase.SUPERSEDED and self._gone(keeper):
-                raise BusyError(f"disk {name} was removed or cleared meanwhile")
-            return {**last, "unsaved": unsaved}
-
     def _gone(self, keeper: supervisor.Keeper) -> bool:
         name = keeper.definition.name
         return self._keepers.get(name) is not keeper or name in self._busy
@@ -324,6 +276,7 @@ class Disks:
             finally:
                 if self._keepers.get(name) is keeper:
                     del self._keepers[name]
+                    self.squeezes.forget(name)
         return left
 
     async def _drop_contents(self, keeper: supervisor.Keeper, *, for_good: bool = False) -> list[str]:
@@ -341,7 +294,7 @@ class Disks:
         left: list[str | None] = []
         # The key first: without it the rest is noise, whatever becomes of it.
         if disk_id is not None and keeper.definition.encrypt:
-            owners = (_owner(state_path), keeper.definition.uid)
+            owners = (making.owner_of(state_path), keeper.definition.uid)
             left.append(await keeper.estate.erase_key(disk_id, *owners))
         left += await keeper.estate.remove_state(keeper.definition)
         await keeper.estate.take_back(keeper.definition)
@@ -361,34 +314,3 @@ class Disks:
         finally:
             if self._busy.get(name) == what:  # else another call has taken over
                 del self._busy[name]
-
-
-def _prospect(
-    state: face.StateFace, wanted: face.Limits, deadline: squeeze.Deadline | None
-) -> dict[str, Any]:
-    """The step before the first: what is to be returned, and how long that takes where it matters."""
-    ram = state.ram_bytes()
-    estimate = squeeze.estimate_seconds(state.counters(), ram, wanted.target_bytes)
-    return {
-        **dataclasses.asdict(squeeze.Step(squeeze.Phase.SQUEEZING, 0.0, ram, wanted.target_bytes)),
-        "before_bytes": ram,
-        "wanted_bytes": max(0, ram - wanted.target_bytes),
-        "returned_bytes": 0,
-        "deadline_seconds": None if deadline is None else deadline.seconds,
-        "estimate_seconds": estimate,
-    }
-
-
-def _owner(path: pathlib.Path) -> int:
-    """Whose the file is, or would be."""
-    with contextlib.suppress(OSError):
-        return path.lstat().st_uid
-    return os.geteuid()
-
-
-def _check_socket_owner(name: str) -> None:
-    """Raises UsageError unless the socket can be given to this user."""
-    if os.geteuid() not in (0, isolation.find(name).uid):
-        raise UsageError(
-            f"--socket-owner {name} needs a daemon that runs as root; run `swaptide serve` as root"
-        )

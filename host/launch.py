@@ -32,6 +32,9 @@ def command(
     words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
     words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
     words.append(f"clean-ahead={disk.clean_ahead_percent}%")
+    if chosen.balloon:
+        # A new disk gets nothing beyond its floor before the policy has seen it.
+        words.append(f"target={disk.floor_bytes}")
     words += [f"encrypt={'yes' if disk.encrypt else 'no'}", _state_argument(disk)]
     # Only onto a new disk: on one with contents the first page is the guest's.
     if fresh and disk.swap_label is not None:

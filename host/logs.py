@@ -13,3 +13,5 @@ def to_stderr() -> None:
     root = logging.getLogger("swaptide")
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    # It complains of each attempt to reach a guest; we say once what is wrong with one.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)

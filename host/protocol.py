@@ -18,6 +18,7 @@ Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 DeadlineSeconds = Annotated[float, msgspec.Meta(gt=0, le=durations.MAX_SECONDS)]
 Weight = Annotated[int, msgspec.Meta(ge=1, le=10000)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
+Limit = Annotated[int, msgspec.Meta(gt=0, le=limits.MAX_BYTES)]
 DEFAULT_WEIGHT = 100
 DEFAULT_CLEAN_AHEAD_PERCENT = 25
 
@@ -88,7 +89,108 @@ class Remove(_Message, tag="disk-rm"):
     force: bool = False
 
 
-Request = Add | List | Show | Set | Clear | Restart | Remove
+class Freeze(_Message, tag="disk-freeze"):
+    """Have a disk stand still; the result, once it does: its name, `frozen` and how long that took."""
+
+    name: str
+
+
+class Thaw(_Message, tag="disk-thaw"):
+    """Have a disk go on; the result is as that of a freeze."""
+
+    name: str
+
+
+class Look(_Message, tag="look"):
+    """The result is host.overview's: all disks with their latency counts, all guests, the host."""
+
+
+class GuestAdd(_Message, tag="guest-add"):
+    """Register a guest; the result is its report after the first attempt to reach it."""
+
+    name: str
+    qmp: str
+    min_bytes: Limit | None = None
+    max_bytes: Limit | None = None
+    disks: list[str] = []
+    clear_on_reset: bool = False
+
+
+class GuestList(_Message, tag="guest-ls"):
+    """The result is the list of all guests' reports, by name."""
+
+
+class GuestRemove(_Message, tag="guest-rm"):
+    """Forget a guest; the result is its last report."""
+
+    name: str
+
+
+class Attach(_Message, tag="attach"):
+    """Plug a disk into the guest whose monitor is `qmp`, or which is registered as `guest`.
+
+    Streams what has been done.  Ends, and is undone, when its client leaves.
+    """
+
+    name: str
+    qmp: str | None = None
+    guest: str | None = None
+    bus: str | None = None
+    deadline_seconds: DeadlineSeconds | None = None
+
+
+class Detach(_Message, tag="detach"):
+    """Unplug a disk; streams what has been done.  With `force` even while the guest uses it."""
+
+    name: str
+    qmp: str | None = None
+    guest: str | None = None
+    deadline_seconds: DeadlineSeconds | None = None
+    force: bool = False
+
+
+class Reserve(_Message, tag="reserve"):
+    """Have memory free by the deadline and hold it; the result is a balloon.desk.Standing.
+
+    Streams the same on the way.  Unlike other calls it ends with its client: what is under way when the
+    connection closes is given up.
+    """
+
+    size_bytes: Size
+    deadline_seconds: DeadlineSeconds
+    hold_seconds: DeadlineSeconds
+
+
+class Reservations(_Message, tag="reserve-ls"):
+    """The result is the list of what is held, oldest first."""
+
+
+class Release(_Message, tag="reserve-release"):
+    """Give a reservation back; the result is its id."""
+
+    id: str
+
+
+Request = (
+    Add
+    | List
+    | Show
+    | Set
+    | Clear
+    | Restart
+    | Remove
+    | Freeze
+    | Thaw
+    | Look
+    | GuestAdd
+    | GuestList
+    | GuestRemove
+    | Attach
+    | Detach
+    | Reserve
+    | Reservations
+    | Release
+)
 
 
 class Progress(_Message, tag="progress"):

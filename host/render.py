@@ -22,6 +22,18 @@ _COLUMNS = (
     ("STATE", "state"),
 )
 
+_GUEST_COLUMNS = (
+    ("NAME", "name"),
+    ("STATE", "state"),
+    ("MEMORY", "memory_bytes"),
+    ("HAS", "actual_bytes"),
+    ("MIN", "min_bytes"),
+    ("MAX", "max_bytes"),
+    ("AVAILABLE", "available_bytes"),
+    ("TOLD", "age_seconds"),
+    ("DISKS", "disks"),
+)
+
 _LINE_CHARS = 80
 
 Report = dict[str, Any]
@@ -37,6 +49,18 @@ def disks(reports: Sequence[Report]) -> None:
         _rich_table(headers, rows)
     else:
         _plain_table([headers, *rows])
+
+
+def guests(reports: Sequence[Report]) -> None:
+    """Print one line for each guest, and below it why one cannot be reached."""
+    headers, rows = _columns(reports, _GUEST_COLUMNS)
+    if sys.stdout.isatty():
+        _rich_table(headers, rows)
+    else:
+        _plain_table([headers, *rows])
+    for report in reports:
+        if report["error"]:
+            print(f"{report['name']}: {report['error']}")
 
 
 def disk(report: Report) -> None:
@@ -66,6 +90,60 @@ def squeezing(name: str) -> Iterator[Step]:
         yield show
 
 
+@contextlib.contextmanager
+def working(words: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal that something takes its time, and at what it is; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(words) as status:
+        yield lambda step: status.update(f"{words}: {step}")
+
+
+@contextlib.contextmanager
+def reserving(size_bytes: int) -> Iterator[Step]:
+    """Show on a terminal how much of what is asked for is there; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"reserving {sizes.show(size_bytes)}", total=size_bytes)
+
+        def show(step: dict[str, Any]) -> None:
+            there = max(0, step["available_bytes"] - step["held_bytes"])
+            bar.update(task, completed=min(there, size_bytes), description=_there(there, size_bytes))
+
+        yield show
+
+
+def reservations(found: Sequence[Report]) -> None:
+    """Print one line for each reservation."""
+    headers = ["ID", "SIZE", "LEFT", "EXPIRES"]
+    rows = [
+        [
+            each["id"],
+            sizes.show(each["size_bytes"]),
+            sizes.show(each["left_bytes"]),
+            f"in {each['expires_in_seconds']:.0f} s",
+        ]
+        for each in found
+    ]
+    if sys.stdout.isatty():
+        _rich_table(headers, rows)
+    else:
+        _plain_table([headers, *rows])
+
+
+def _there(there: int, size_bytes: int) -> str:
+    return f"{sizes.show(there)} of {sizes.show(size_bytes)} available"
+
+
 def _columns(
     reports: Sequence[Report], columns: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[list[str]]]:
@@ -90,6 +168,10 @@ def _cell(key: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(value) or "-"
+    if key == "age_seconds":
+        return f"{value:.0f} s ago"
     if key.endswith("_percent"):
         return f"{value}%"
     # A speed is a size too, of what is done in a second.

@@ -11,7 +11,7 @@ from swaptide.host import isolation, process, supervisor
 
 _FRESH_SECONDS = 0.2
 _POLL_SECONDS = 0.005
-_PRIVATE_WORDS = ("owner_pid", "serving", "publish_answer")
+_PRIVATE_WORDS = ("owner_pid", "serving", "publish_answer", "frozen_seen")
 
 Report = dict[str, Any]
 
@@ -36,6 +36,14 @@ async def fresh(keeper: supervisor.Keeper) -> Report:
     """The report of a disk from fresh counters."""
     await refresh(keeper)
     return of(keeper)
+
+
+async def look(keeper: supervisor.Keeper) -> Report:
+    """The same, with `latency_counts`: requests since the disk was made, by kind and histogram bucket.
+
+    Buckets that are empty are left out; two reports say together what came between them.
+    """
+    return {**await fresh(keeper), "latency_counts": _latency_counts(keeper)}
 
 
 def connections(keeper: supervisor.Keeper) -> int:
@@ -63,6 +71,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "floor_bytes": disk.floor_bytes,
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
+        "frozen": False,
         "raw_hits": 0,
         "packing_ratio": None,
         "latency": None,
@@ -84,9 +93,22 @@ def of(keeper: supervisor.Keeper) -> Report:
             report.update(_numbers(state))
     except (StateError, OSError) as error:
         report.update(state=supervisor.State.FAILED.value, error=str(error))
-    if report["degraded"] and report["state"] == supervisor.State.RUNNING.value:
-        report["state"] = "degraded"
+    if report["state"] == supervisor.State.RUNNING.value:
+        # A store that fails hurts nobody before the thaw.
+        report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
     return report
+
+
+def _latency_counts(keeper: supervisor.Keeper) -> dict[str, dict[int, int]]:
+    try:
+        state = keeper.open_face()
+        found = {} if state is None else state.histograms()
+    except (StateError, OSError):
+        return {}  # `of` has said so
+    return {
+        kind: {bucket: count for bucket, count in enumerate(each.latency) if count}
+        for kind, each in found.items()
+    }
 
 
 def _user(keeper: supervisor.Keeper) -> str | None:
@@ -105,6 +127,7 @@ def _numbers(state: face.StateFace) -> Report:
         "floor_bytes": limits.floor_bytes,
         "ram_bytes": state.ram_bytes(),
         **counters,
+        "frozen": state.is_frozen(),
         "raw_hits": max(0, counters["hits"] - counters["packed_hits"]),
         "packing_ratio": _packing_ratio(counters),
         "latency": {name: _latency(found) for name, found in state.histograms().items()},

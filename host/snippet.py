@@ -1,10 +1,12 @@
-"""The lines that attach a disk to a guest.  Pure functions.
+"""The lines that attach a disk to a guest, for people and for QMP.  Pure functions.
 
 Both forms name the disk by its id: one that was cleared or made again is refused, never read as zeros.
 """
 
 import shlex
 import xml.etree.ElementTree as tree
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # While a request waits to be sent again, QEMU's `stop` and `quit` wait with it.  Five minutes outlast a
 # restart of the server (a second) and an upgrade by hand, and still end.
@@ -13,28 +15,43 @@ _LOGICAL_BYTES = 512  # SeaBIOS refuses disks with any other
 _PHYSICAL_BYTES = 4096
 
 
+def node_name(disk_id: str) -> str:
+    """What the disk's block node, and the device on it, are called in QEMU."""
+    return f"swaptide-{disk_id[:8]}"
+
+
+def backend(disk_id: str, socket_path: str) -> dict[str, Any]:
+    """The block node, as blockdev-add takes it."""
+    return {
+        "driver": "nbd",
+        "node-name": node_name(disk_id),
+        "server": {"type": "unix", "path": socket_path},
+        "export": disk_id,
+        "reconnect-delay": RECONNECT_SECONDS,
+        "discard": "unmap",
+    }
+
+
+def device(disk_id: str) -> dict[str, Any]:
+    """The device on it, as device_add takes it, but for its bus."""
+    return {
+        "driver": "virtio-blk-pci",
+        "drive": node_name(disk_id),
+        "werror": "stop",
+        "rerror": "report",
+        "logical_block_size": _LOGICAL_BYTES,
+        "physical_block_size": _PHYSICAL_BYTES,
+        "discard_granularity": _PHYSICAL_BYTES,
+    }
+
+
 def qemu(disk_id: str, socket_path: str) -> str:
     """Options for QEMU's command line, one on each line, joined by backslashes."""
-    node = f"swaptide-{disk_id[:8]}"
-    backend = [
-        "driver=nbd",
-        f"node-name={node}",
-        "server.type=unix",
-        f"server.path={_escaped(socket_path)}",
-        f"export={disk_id}",
-        f"reconnect-delay={RECONNECT_SECONDS}",
-        "discard=unmap",
+    words = [f"{key}={_escaped(str(value))}" for key, value in _flat(backend(disk_id, socket_path))]
+    driver, *options = [
+        str(value) if key == "driver" else f"{key}={value}" for key, value in _flat(device(disk_id))
     ]
-    device = [
-        "virtio-blk-pci",
-        f"drive={node}",
-        "werror=stop",
-        "rerror=report",
-        f"logical_block_size={_LOGICAL_BYTES}",
-        f"physical_block_size={_PHYSICAL_BYTES}",
-        f"discard_granularity={_PHYSICAL_BYTES}",
-    ]
-    return f"-blockdev {shlex.quote(','.join(backend))} \\\n-device {','.join(device)}\n"
+    return f"-blockdev {shlex.quote(','.join(words))} \\\n-device {','.join([driver, *options])}\n"
 
 
 def libvirt(disk_id: str, socket_path: str) -> str:
@@ -56,3 +73,11 @@ def libvirt(disk_id: str, socket_path: str) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace(",", ",,")
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -78,6 +78,8 @@ class Keeper:
         self.face: face.StateFace | None = None
         self.settled = asyncio.Event()  # the first start has ended, one way or the other
         self.deaths = deaths.Deaths()
+        self.starts = 0  # processes that were started
+        self.changed: Callable[[], None] = lambda: None  # called when `state` did
         self._servants = servants or isolation.Servants()
         self.estate = estate.Estate(self._servants, chosen.definitions_dir / f"{definition.name}.json")
         self._config = chosen
@@ -189,6 +191,7 @@ class Keeper:
             text = "disk name=%s state=%s" + (" error=%r" if error else "%s")
             log.log(level, text, self.definition.name, state.value, error)
         self.state, self.error = state, error
+        self.changed()
 
     async def _keep(self, force: bool) -> None:
         failures = 0
@@ -323,6 +326,7 @@ class Keeper:
             self._config, self.definition, fresh=fresh, force=force, user=self.estate.user
         )
         started = process.spawn(command, self._listener, self.log_path)
+        self.starts += 1
         level = logging.DEBUG if self.deaths.unstable else logging.INFO
         log.log(level, "process started name=%s pid=%d", self.definition.name, started.pid)
         return started

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import nbdkit
 
-from swaptide.cache import engine, geometry, guard
+from swaptide.cache import endpoint, engine, geometry, guard
 from swaptide.cache.errors import SwaptideError
-from swaptide.nbdkit_plugin import hot, parameters, quit
+from swaptide.nbdkit_plugin import hot, parameters, quit, scrapes
 
 API_VERSION = 2
 
@@ -22,6 +22,8 @@ log = logging.getLogger("swaptide.plugin")
 
 _settings = engine.Settings()
 _disk: engine.Engine | None = None
+_metrics: endpoint.Address | None = None
+_scraped: endpoint.Endpoint | None = None
 
 
 def _die(message: str) -> NoReturn:
@@ -39,9 +41,12 @@ def _engine() -> engine.Engine:
 
 def config(key: str, value: str) -> None:
     """Take one key=value parameter."""
-    global _settings
+    global _settings, _metrics
     try:
-        _settings = parameters.apply(_settings, key, value)
+        if key == parameters.METRICS:
+            _metrics = parameters.metrics(value)
+        else:
+            _settings = parameters.apply(_settings, key, value)
     except SwaptideError as error:
         _die(str(error))
 
@@ -77,7 +82,11 @@ def get_ready() -> None:
 
 def after_fork() -> None:
     """Start the movers; only now, since threads do not survive the fork."""
+    global _scraped
     disk = _engine()
+    if _metrics is not None:
+        # Before the start, which measures what the process takes by itself.
+        _scraped = scrapes.serve(disk, _metrics)
     try:
         disk.start()
     except (OSError, MemoryError) as error:
@@ -90,6 +99,8 @@ def after_fork() -> None:
 def cleanup() -> None:
     """The last connection is gone; stop the movers while the interpreter still runs."""
     hot.stop_keeping()
+    if _scraped is not None:
+        _scraped.close()
     if _disk is not None:
         _disk.stop()
 

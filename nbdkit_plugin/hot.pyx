@@ -201,17 +201,18 @@ cdef int check(uint64_t count, uint64_t offset, int beyond) except -1:
 def pread(Connection connection, buf, uint64_t offset, uint32_t flags):
     """Read len(buf) bytes at `offset` into `buf`."""
     cdef Py_buffer view
-    cdef uint64_t begun = now_ns(), missed = 0
+    cdef uint64_t begun = now_ns(), done = 0, missed = 0
     cdef int result = -EAGAIN
     kept_keep()
     PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
     try:
         check(view.len, offset, EINVAL)
         if view.len <= SMALL_REQUEST:
-            result = _log.read(<char *> view.buf, view.len, offset, False, &missed)
+            result = _log.read(<char *> view.buf, view.len, offset, False, &done, &missed)
         if result == -EAGAIN:
             with nogil:
-                result = _log.read(<char *> view.buf, view.len, offset, True, &missed)
+                result = _log.read(<char *> view.buf + done, view.len - done, offset + done, True, &done,
+                                   &missed)
         count64(&_log.map.counters[READS], 1)
         count64(&_log.map.counters[READ_BYTES], view.len)
         if result == 0:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swaptide.cache import engine, geometry, layout
+from swaptide.cache import endpoint, engine, geometry, layout
 from swaptide.cache.errors import UsageError
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
@@ -78,6 +78,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "size": ("size_bytes", _disk_size),
     "ram": ("ram_bytes", parse_size),
     "floor": ("floor_bytes", parse_size),
+    "target": ("target_bytes", parse_size),
     "spill": ("spill", _path),
     "state": ("state", _path),
     "name": ("name", _name),
@@ -87,13 +88,21 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "clean-ahead": ("clean_ahead", _share),
     "force": ("force", _boolean),
 }
+# Not about the disk: where Prometheus may ask.
+METRICS: Final = "metrics"
 
 
 def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     """The settings with one parameter set.  Raises UsageError for an unknown key or a bad value."""
     if key not in _PARAMETERS:
-        raise UsageError(f"unknown parameter {key}={value}; known are {', '.join(_PARAMETERS)}")
+        known = ", ".join([*_PARAMETERS, METRICS])
+        raise UsageError(f"unknown parameter {key}={value}; known are {known}")
     field, parse = _PARAMETERS[key]
     # Any: that each parser fits its field is in the table, where the type checker does not look.
     parsed: Any = parse(key, value)
     return dataclasses.replace(settings, **{field: parsed})
+
+
+def metrics(value: str) -> endpoint.Address | None:
+    """The address of the parameter `metrics`, None for off.  Raises UsageError for what is none."""
+    return endpoint.parse(METRICS, value)

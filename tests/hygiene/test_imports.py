@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "host": set(tree.ROOMS),
 }
 # balloon sees the cache through its narrow face only.
-NARROW_FACE = {"face", "layout", "geometry", "errors"}
+NARROW_FACE = {"face", "layout", "geometry", "errors", "ages", "cgroup"}
 
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+([\w.]+)\s+c?import\s+\(?([^#\n]*)|c?import\s+([\w.]+))", re.MULTILINE

@@ -14,7 +14,7 @@ CODE = "\n".join(block or inline for block, inline in BLOCKS).replace("\\\n", " 
 SWAPTIDE = str(pathlib.Path(sys.executable).with_name("swaptide"))
 COMMANDS = r"\bswaptide ([a-z][^|&;)\"#]*)"
 OPTION = re.compile(r"--[a-z][\w-]*")
-GROUPS = ("disk",)
+GROUPS = ("disk", "guest")
 
 
 def shown(pattern: str) -> list[str]:

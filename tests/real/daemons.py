@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import nbd
@@ -30,13 +30,17 @@ MIB = 1 << 20
 class Daemon:
     """`swaptide serve` below `root`; the disks' processes are looked after as well."""
 
-    def __init__(self, root: pathlib.Path, run: str = "run", **settings: str) -> None:
+    def __init__(
+        self, root: pathlib.Path, run: str = "run", prefix: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """`prefix` is what starts the daemon, in a cgroup for example; `settings` are its configuration."""
         self.root = root
         self.run_dir = root / run
         self.state_dir = root / "state"
         self.log = root / f"{run}.log"
         self.config = root / f"{run}.toml"
-        chosen = {"state_dir": str(self.state_dir), **settings}
+        self.prefix = prefix
+        chosen = {"state_dir": str(self.state_dir), "metrics": "off", **settings}
         self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items()))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +48,15 @@ class Daemon:
         """Start the daemon and wait until it answers."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", str(self.config), "--run-dir", str(self.run_dir)],
+                [
+                    *self.prefix,
+                    *COMMAND,
+                    "serve",
+                    "--config",
+                    str(self.config),
+                    "--run-dir",
+                    str(self.run_dir),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -138,10 +150,12 @@ def config_of(root: pathlib.Path) -> config.Config:
 
 
 @contextlib.contextmanager
-def serving(root: pathlib.Path, run: str = "run", **settings: str) -> Iterator[Daemon]:
+def serving(
+    root: pathlib.Path, run: str = "run", prefix: Sequence[str] = (), **settings: Any
+) -> Iterator[Daemon]:
     """A running daemon below `root`."""
     require("nbdkit")
-    daemon = Daemon(root, run, **settings)
+    daemon = Daemon(root, run, prefix, **settings)
     try:
         daemon.start()
         yield daemon

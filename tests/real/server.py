@@ -179,3 +179,21 @@ def wait_until_holds(disk: face.StateFace, target_bytes: int, seconds: float = 6
                 f"{disk.ram_bytes()} bytes in use, target {target_bytes}: {dict(disk.counters())}"
             )
         time.sleep(0.005)
+
+
+def freeze(disk: face.StateFace) -> None:
+    """Have the disk stand still, and wait until it does."""
+    _wait_until_obeyed(disk, disk.set_frozen(True))
+
+
+def thaw(disk: face.StateFace) -> None:
+    """Have the disk go on, and wait until it does."""
+    _wait_until_obeyed(disk, disk.set_frozen(False))
+
+
+def _wait_until_obeyed(disk: face.StateFace, word: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while disk.counters()["frozen_seen"] != word:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the word {word} is not obeyed: {dict(disk.counters())}")
+        time.sleep(0.002)

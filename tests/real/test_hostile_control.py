@@ -21,7 +21,10 @@ from tests.real import daemons
 
 ANSWER_SECONDS = 20.0
 FUZZ_SECONDS = float(os.environ.get("SWAPTIDE_FUZZ_SECONDS") or 60)
-TAGS = ("disk-add", "disk-ls", "disk-show", "disk-set", "disk-clear", "disk-restart", "disk-rm", "result", "")
+TAGS = (
+    *("disk-add", "disk-ls", "disk-show", "disk-set", "disk-clear", "disk-restart", "disk-rm"),
+    *("guest-add", "guest-ls", "guest-rm", "attach", "detach", "result", ""),
+)
 
 
 class Victim:
@@ -112,6 +115,14 @@ WRONG = st.fixed_dictionaries(
         "compress": VALUES,
         "clean_ahead_percent": VALUES,
         "deadline_seconds": VALUES,
+        # No guest is ever registered: a relative path, and no disk of such a name.
+        "qmp": st.one_of(VALUES, st.sampled_from(("relative", "/no\0thing"))),
+        "guest": VALUES,
+        "bus": VALUES,
+        "disks": VALUES,
+        "min_bytes": VALUES,
+        "max_bytes": VALUES,
+        "clear_on_reset": VALUES,
         "surprise": VALUES,
     },
 )

@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import threading
 import time
 
 import pytest
@@ -91,6 +92,73 @@ def rest(face: StateFace, load: driver.Driver, wanted: set[str]) -> None:
         if all(counters[name] for name in wanted):
             return
     raise TimeoutError(f"not all of {wanted} is done ahead: {counters}")
+
+
+@pytest.mark.parametrize("compress", ["none", "lz4+zstd"])
+def test_random_load_with_freezes_while_the_cap_moves(tmp_path: pathlib.Path, compress: str) -> None:
+    """Each time that the disk is to stand still it does, and the load goes on after it."""
+    caps, spill = random.Random(9), tmp_path / "spill"
+    with (
+        server.serving(
+            tmp_path, eager=True, size=str(SIZE), ram="128M", spill=str(spill), compress=compress
+        ) as disk,
+        disk.face() as face,
+    ):
+
+        def move_cap(n: int) -> None:
+            if n % 1000 == 999:
+                cap = LOW + caps.choice((0, 20 << 20, 44 << 20, 96 << 20))
+                face.set_limits(cap_bytes=cap, target_bytes=cap)
+
+        load = driver.Driver(disk.uri, SIZE, seed=21, connections=CLIENTS)
+        with Freezer(disk, spill) as freezer:
+            load.run(12_000, move_cap)
+        load.check_all()
+        load.close()
+        assert freezer.moved == 0 and freezer.freezes > 5
+        counters = server.fresh_counters(face)
+        assert counters["frozen_waits"] > freezer.freezes // 2 and counters["misses"] > 0
+        assert counters["spill_read_errors"] == 0
+
+
+class Freezer:
+    """Has a disk stand still now and then; `moved` is how often it did not."""
+
+    def __init__(self, disk: server.Server, spill: pathlib.Path) -> None:
+        self._disk = disk
+        self._spill = spill
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._turn)
+        self.freezes = 0
+        self.moved = 0
+
+    def __enter__(self) -> "Freezer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _turn(self) -> None:
+        chooser = random.Random(4)
+        with self._disk.face() as face:
+            while not self._done.wait(chooser.random() * 0.3):
+                server.freeze(face)
+                before = self._standing(face)
+                time.sleep(chooser.random() * 0.05)
+                self.moved += self._standing(face) != before
+                server.thaw(face)
+                self.freezes += 1
+
+    def _standing(self, face: StateFace) -> tuple[bytes, int, int]:
+        """What may not change: where each page lies, memory, the spill file."""
+        shape = geometry.of_size(SIZE)
+        assert self._disk.state is not None
+        with open(self._disk.state, "rb") as file:
+            file.seek(shape.page_table_offset)
+            table = file.read(shape.tables_end - shape.page_table_offset)
+        return table, face.state_blocks_bytes(), self._spill.stat().st_mtime_ns
 
 
 def test_state_is_taken_over_after_a_clean_end_and_after_a_kill(tmp_path: pathlib.Path) -> None:

@@ -42,6 +42,7 @@ class Story:
 
     kills: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     cap_changes: int = 0
+    freezes: int = 0
     write_faults: int = 0
     full_checks: int = 0
     longest_pause: float = 0.0
@@ -53,7 +54,9 @@ class Story:
         return (
             f"{sum(self.kills.values())} kills ({self.kills['at a random moment']} at random moments,"
             f" {by_place} at {reached} of {len(points.names())} named places),"
-            f" {self.cap_changes} cap changes, {self.write_faults} times no write to the store,"
+            f" {self.cap_changes} cap changes,"
+            f" {self.freezes} freezes for which {counters['frozen_waits']} requests waited,"
+            f" {self.write_faults} times no write to the store,"
             f" requests {load.counts}, {self.full_checks} checks of the whole disk;"
             f" spilled {counters['spill_written_bytes'] >> 20} MiB,"
             f" {counters['spill_write_errors']} writes failed,"
@@ -73,6 +76,7 @@ class Torture:
         self.random = random.Random(seed)
         self.story = Story()
         self.load = driver.Driver(disk.uri, SIZE, seed=seed, connections=2)
+        self._thaw: threading.Timer | None = None
 
     def cycle(self, number: int) -> None:
         """Load until the next death, and go on with the successor.  Raises WrongByte."""
@@ -144,6 +148,25 @@ class Torture:
             self.story.cap_changes += 1
         if number % 1500 == 1499:
             self._deny_writes()
+        if number % 700 == 699:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Have the disk stand still, for a moment, whichever process serves it by then."""
+        self.thaw()
+        self._set_frozen(True)
+        self._thaw = threading.Timer(self.random.uniform(0.0, 0.4), self._set_frozen, (False,))
+        self._thaw.start()
+        self.story.freezes += 1
+
+    def thaw(self) -> None:
+        """Wait until the disk goes on."""
+        if self._thaw is not None:
+            self._thaw.join()
+
+    def _set_frozen(self, frozen: bool) -> None:
+        with self.disk.face() as face:
+            face.set_frozen(frozen)
 
     def _deny_writes(self) -> None:
         """For a moment every write to the spill file fails (EFBIG), reads work."""
@@ -170,6 +193,7 @@ def run(kills: int, seed: int, disk: server.Server) -> str:
         if shows or number % 20 == 0:
             done = sum(tortured.story.kills.values())
             print(f"{done} of {kills} kills", end="\r" if shows else "\n", file=sys.stderr, flush=True)
+    tortured.thaw()
     tortured.check()
     tortured.load.close()
     with disk.face() as face:

@@ -1,41 +1,17 @@
 """Following a limit on a state file made by hand, whose plugin is the test itself."""
 
 import asyncio
-import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from swaptide.balloon import squeeze
-from swaptide.cache import geometry, layout, movers
+from swaptide.cache import geometry, movers
 from swaptide.cache.face import Limits, StateFace
+from tests.unit.plugins import Plugin
 
 MIB = 1 << 20
-
-
-class Plugin:
-    """Writes the pages that a plugin writes."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        identity = layout.IDENTITY.pack(
-            layout.MAGIC, layout.FORMAT_VERSION, geometry.SEGMENT_BYTES, 1 << 30, uuid.uuid4().bytes, b"g1", 0
-        )
-        path.write_bytes(identity.ljust(geometry.DIRECTORY_OFFSET, b"\0"))
-
-    def put(self, name: str, value: int) -> None:
-        with open(self.path, "r+b") as file:
-            file.seek(geometry.COUNTERS_OFFSET + layout.COUNTERS.index(name) * layout.WORD.size)
-            file.write(layout.WORD.pack(value))
-
-    def use(self, size: int) -> None:
-        """Let the file cost `size` bytes more than its first pages."""
-        with open(self.path, "r+b") as file:
-            os.ftruncate(file.fileno(), geometry.DIRECTORY_OFFSET)
-            if size:
-                os.posix_fallocate(file.fileno(), geometry.DIRECTORY_OFFSET, size)
 
 
 @pytest.fixture
@@ -78,6 +54,7 @@ def follow(
 
 def test_holds_once_it_is_seen_and_reached(plugin: Plugin, state: StateFace) -> None:
     plugin.use(48 * MIB)
+    plugin.put("target_seen_bytes", 64 * MIB)
     squeeze.apply(state, Limits(32 * MIB, 32 * MIB, 16 * MIB))
 
     def act(tick: int) -> None:
@@ -109,9 +86,46 @@ def test_late_says_how_far(plugin: Plugin, state: StateFace) -> None:
     assert last.ram_bytes >= 96 * MIB
 
 
-def test_another_limit_supersedes(plugin: Plugin, state: StateFace) -> None:
-    last = follow(state, 64 * MIB, lambda tick: state.set_limits(target_bytes=(64 - tick) * MIB))[-1]
+def test_another_cap_supersedes(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+    last = follow(state, 64 * MIB, lambda tick: state.set_limits(cap_bytes=(64 - tick) * MIB))[-1]
     assert last.phase == "superseded"
+
+
+def test_a_frozen_disk_is_waited_for_only_as_long_as_it_takes_to_see_that(
+    plugin: Plugin, state: StateFace
+) -> None:
+    plugin.use(96 * MIB)
+    state.set_frozen(True)
+    assert [step.phase for step in follow(state, 64 * MIB, lambda tick: None)] == ["frozen"]
+    plugin.use(8 * MIB)
+    steps = follow(state, 64 * MIB, lambda tick: plugin.put("target_seen_bytes", 64 * MIB))
+    assert steps[-1].phase == "holds"
+
+
+def test_a_squeeze_that_is_frozen_in_the_middle_ends(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+
+    def act(tick: int) -> None:
+        if tick == 3:
+            state.set_frozen(True)
+
+    steps = follow(state, 64 * MIB, act)
+    assert steps[-1].phase == "frozen" and len(steps) > 1
+
+
+def test_the_policy_may_lower_the_target_further(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(96 * MIB)
+    plugin.put("target_seen_bytes", 64 * MIB)
+
+    def act(tick: int) -> None:
+        state.set_limits(target_bytes=(64 - tick) * MIB)
+        if tick == 5:
+            plugin.use(48 * MIB)
+
+    steps = follow(state, 64 * MIB, act)
+    assert (steps[-1].phase, steps[-1].target_bytes) == ("holds", 64 * MIB)
+    assert steps[-1].elapsed_seconds >= 4
 
 
 def test_limits_never_cross_on_the_way(state: StateFace, monkeypatch: pytest.MonkeyPatch) -> None:

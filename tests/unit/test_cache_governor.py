@@ -17,10 +17,11 @@ def test_orders_are_what_the_words_say() -> None:
     for index, name in enumerate(layout.COMPRESS):
         assert Governor._orders(index, 250, later) == Orders(name, 0.25, later / 1e9)
     assert Governor._orders(1, 0, 0).deadline is None
+    assert [Governor._orders(1, 0, 0, word).frozen for word in range(4)] == [False, True, False, True]
 
 
 def test_words_that_make_no_sense_order_nothing_harmful() -> None:
-    assert Governor._orders(1 << 63, 1 << 63, 0) == Orders("none", 1.0, None)
+    assert Governor._orders(1 << 63, 1 << 63, 0, (1 << 63) + 1) == Orders("none", 1.0, None)
 
 
 def test_a_deadline_that_is_over_binds_nobody() -> None:

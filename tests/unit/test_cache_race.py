@@ -4,6 +4,7 @@ The core runs without the GIL, so these threads meet on every core there is.  Ev
 it is and which version; a reader knows the least version that it may see.
 """
 
+import os
 import pathlib
 import random
 import struct
@@ -23,8 +24,16 @@ NOISE = random.Random(8).randbytes(1 << 20)
 PACKED_SIZE = 40 << 20
 PACKED_TARGETS = (0, 20 << 20, 22 << 20, 26 << 20, 64 << 20)
 TARGETS = (0, 6 << 20, 64 << 20)
+MOVED = (
+    "log_clock",
+    "write_clock",
+    "cleaned_pages",
+    "pack_tried_pages",
+    "dropped_segments",
+    "ram_slots_used",
+)
 # What has to have happened, by the counters; with packing more of it.
-HAPPENED = ("cleaned_segments", "spill_written_bytes", "misses")
+HAPPENED = ("cleaned_segments", "spill_written_bytes", "misses", "frozen_waits")
 PACKED = ("packed_total_pages", "packed_hits")
 # How much longer a host may take for that, in seconds.
 LATEST_SECONDS = 120.0
@@ -52,6 +61,8 @@ class Race:
         self.wrong: list[str] = []
         self.reads = 0
         self.writes = 0
+        self.freezes = 0
+        self._by_hand = threading.Lock()  # a move that is not the movers': a freeze does not know of it
         self._end = time.monotonic() + seconds
         self._latest = self._end + LATEST_SECONDS
         self.complete = False
@@ -63,7 +74,8 @@ class Race:
 
     def happened(self) -> bool:
         """Whether there was some of everything that this is about."""
-        return self.reads > 1000 and self.writes > 1000 and all(map(self.disk.counter, self.wanted))
+        busy = self.reads > 1000 and self.writes > 1000 and self.freezes > 1
+        return busy and all(map(self.disk.counter, self.wanted))
 
     def write(self, me: int) -> None:
         """Write whole pages of our own, in runs of one to eight; now and then trim one."""
@@ -108,8 +120,33 @@ class Race:
     def strengthen(self, me: int) -> None:
         """Pack anew what the movers have packed: they would wait for an idle moment."""
         while self.going:
-            if self.disk.moves.strengthen(me) <= 0:
-                time.sleep(0.005)
+            with self._by_hand:
+                done = self.disk.moves.strengthen(me)
+            time.sleep(0 if done > 0 else 0.005)
+
+    def freeze(self, _me: int) -> None:
+        """Have the disk stand still now and then, and look whether it does."""
+        chooser = random.Random(3)
+        while self.going:
+            time.sleep(chooser.random())
+            self.disk.set_frozen(True)
+            while self.disk.counter("frozen_seen") % 2 == 0:
+                time.sleep(0.001)
+            with self._by_hand:
+                before = self.standing()
+            time.sleep(chooser.random() * 0.03)
+            if self.standing() != before:
+                self.wrong.append("a frozen disk changes")
+            self.disk.set_frozen(False)
+            while self.disk.counter("frozen_seen") % 2:
+                time.sleep(0.001)
+            self.freezes += 1
+
+    def standing(self) -> list[object]:
+        """What may not change: where each page lies, and what was ever moved."""
+        state = self.disk._state
+        shape, size = state.shape, self.pages * geometry.PAGE_ENTRY_BYTES
+        return [os.pread(state.fd, size, shape.page_table_offset), *map(self.disk.counter, MOVED)]
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(300, marks=pytest.mark.long)])
@@ -132,6 +169,7 @@ def test_readers_writers_and_movers_in_parallel(
     threads = [threading.Thread(target=race.write, args=(n,)) for n in range(WRITERS)]
     threads += [threading.Thread(target=race.read, args=(n,)) for n in range(2)]
     threads.append(threading.Thread(target=race.squeeze, args=(0,)))
+    threads.append(threading.Thread(target=race.freeze, args=(0,)))
     if compress == "lz4+zstd":
         threads.append(threading.Thread(target=race.strengthen, args=(1,)))
     try:

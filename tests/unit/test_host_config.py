@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from swaptide.balloon import rooms
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config
 
@@ -42,6 +43,20 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("user = ''", "user"),
         ("user = 7", "user"),
         ("uids = 7", "uids"),
+        ("balloon = 1", "balloon"),
+        ("balloon = 'yes'", "balloon"),
+        ("host_reserve = 5", "host_reserve"),
+        ("host_reserve = '5 apples'", "host_reserve '5 apples' is neither"),
+        ("host_reserve = '-1G'", "host_reserve"),
+        ("host_reserve = '100%'", "host_reserve"),
+        ("cgroup_reserve = '5.5%'", "cgroup_reserve '5.5%' is neither"),
+        ("cgroup_reserve = '" + "9" * 500 + "'", "cgroup_reserve"),
+        ("trace = ''", "trace"),
+        ("metrics = ''", "metrics"),
+        ("metrics = 9819", "metrics"),
+        ("metrics = false", "metrics"),
+        ("metrics = 'nonsense'", "metrics=nonsense: not an IP address"),
+        ("proc_dir = ''", "proc_dir"),
         ("uids = '7'", "not a range"),
         ("uids = '7-8'\nuser = 'x'", "choose one"),
         ("run_dir = ''", "run_dir"),
@@ -55,6 +70,28 @@ def test_bad_files_are_named(tmp_path: pathlib.Path, text: str, word: str) -> No
     with pytest.raises(UsageError, match=word) as caught:
         config.load(file, None)
     assert str(file) in str(caught.value)
+
+
+def test_the_balloon(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'balloon = false\nhost_reserve = "2G"\ncgroup_reserve = "7%"\ntrace = "/t"\nproc_dir = "/h/proc"'
+    )
+    chosen = config.load(file, pathlib.Path("/r"))
+    assert not chosen.balloon and "balloon = false\n" in chosen.as_toml()
+    assert config.reserve("host_reserve", chosen.host_reserve) == rooms.Reserve(fixed_bytes=2 << 30)
+    assert config.reserve("cgroup_reserve", chosen.cgroup_reserve) == rooms.Reserve(percent=7)
+    assert (chosen.trace, chosen.proc_dir) == (pathlib.Path("/t"), pathlib.Path("/h/proc"))
+    file.write_text(chosen.as_toml())
+    assert config.load(file, None) == chosen
+
+
+def test_the_balloon_by_default(tmp_path: pathlib.Path) -> None:
+    chosen = config.load(None, tmp_path)
+    assert chosen.balloon and chosen.trace is None
+    assert config.reserve("host_reserve", chosen.host_reserve) == rooms.HOST_RESERVE
+    assert config.reserve("cgroup_reserve", chosen.cgroup_reserve) == rooms.CGROUP_RESERVE
+    assert "# host_reserve is not set: 5% of the host's RAM" in chosen.as_toml()
 
 
 def test_only_regular_files(tmp_path: pathlib.Path) -> None:

@@ -67,9 +67,9 @@ def test_a_write_that_was_held_up_does_not_undo_a_later_one(
     held, ended = threading.Event(), threading.Event()
     write = store._write
 
-    def slow(definition: definitions.Definition) -> None:
+    def slow(name: str, value: msgspec.Struct) -> None:
         held.wait(10)
-        write(definition)
+        write(name, value)
         ended.set()
 
     async def body() -> None:

@@ -9,10 +9,16 @@ from swaptide.host import protocol
 REQUESTS = [
     protocol.Add("g1", 1 << 30, 1 << 28, swap_label="x", socket_owner="u", force=True),
     protocol.List(),
+    protocol.Look(),
     protocol.Show("g1"),
     protocol.Set("g1", ram_bytes=1),
     protocol.Clear("g1", force=True),
     protocol.Remove("g1"),
+    protocol.GuestAdd("vm", "/qmp", 1 << 30, 1 << 31, ["g1"], clear_on_reset=True),
+    protocol.GuestList(),
+    protocol.GuestRemove("vm"),
+    protocol.Attach("g1", qmp="/qmp", bus="port1", deadline_seconds=1.5),
+    protocol.Detach("g1", guest="vm", force=True),
 ]
 
 
@@ -35,6 +41,10 @@ def test_round_trip(request_: protocol.Request) -> None:
         b'{"type":"disk-set","name":"g1","ram_bytes":18446744073709551616}',
         b'{"type":"disk-set","name":"g1","floor_bytes":70368744177665}',
         b'{"type":"disk-set","name":"g1","ram_bytes":-1}',
+        b'{"type":"guest-add","name":"vm"}',
+        b'{"type":"guest-add","name":"vm","qmp":"/q","min_bytes":0}',
+        b'{"type":"guest-add","name":"vm","qmp":"/q","disks":"g1"}',
+        b'{"type":"attach","name":"g1","deadline_seconds":0}',
     ],
 )
 def test_nonsense_is_refused(line: bytes) -> None:

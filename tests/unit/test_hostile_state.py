@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from swaptide.cache import engine, geometry, keys, layout
+from swaptide.cache import ages, engine, geometry, keys, layout
 from swaptide.cache.errors import SwaptideError
 
 PAGE = 4096
@@ -41,6 +41,7 @@ REGIONS = {
     "control": (geometry.CONTROL_OFFSET, len(layout.CONTROL) * 8),
     "counters": (geometry.COUNTERS_OFFSET, len(layout.COUNTERS) * 8),
     "histograms": (geometry.HISTOGRAMS_OFFSET, 5120),
+    "ages": (geometry.AGES_OFFSET, ages.BYTES),
     "directory": (geometry.DIRECTORY_OFFSET, 8),
     "segments": (SHAPE.segment_table_offset, 40 * SEGMENT_ENTRY.size),
     "pages": (SHAPE.page_table_offset, PAGES * 8),
@@ -143,6 +144,7 @@ class Disk:
         self._judge(made, lambda page: stamp(page, 2 + (page % 3 == 0)), set())
         assert before < made.counter("write_clock") < 1 << 63
         made.start()  # and the movers with whatever the control words say
+        made.set_frozen(False)
         made.set_target(SHAPE.working_minimum_bytes)
         for page in range(PAGES):
             made.log.write_bytes(stamp(page, 4), page * PAGE)
@@ -345,12 +347,34 @@ def test_what_is_not_damaged_is_served(disk: Disk) -> None:
     assert judge(disk, []) == SERVED
 
 
-@pytest.mark.parametrize("region", ["control", "counters", "histograms"])
+@pytest.mark.parametrize("region", ["control", "counters", "histograms", "ages"])
 def test_lost_words_cost_nothing(disk: Disk, region: str) -> None:
     """Garbage in what can be made anew is no reason to lose a guest's swap."""
     at, length = REGIONS[region]
     for garbage in (bytes(length), b"\xff" * length, random.Random(region).randbytes(length)):
         assert judge(disk, [("bytes", at, garbage)]) == SERVED
+
+
+@pytest.mark.parametrize(("word", "frozen"), [(1, True), (7, True), (6, False), ((1 << 63) + 1, False)])
+def test_a_word_that_freezes_is_obeyed_and_undone(disk: Disk, word: int, frozen: bool) -> None:
+    disk.restore()
+    at = geometry.CONTROL_OFFSET + layout.CONTROL.index("frozen") * 8
+    inflict(disk.state, [("word", at, word)])
+
+    def serve() -> int:
+        signal.alarm(CHILD_SECONDS)
+        made = engine.Engine.prepare(disk.settings)
+        made.start()
+        while made.counter("frozen_seen") != word:
+            time.sleep(0.01)
+        assert made.segments.is_still() == frozen
+        made.set_frozen(False)
+        made.log.write_bytes(stamp(0, 2), 0)
+        made.set_frozen(True)
+        made.stop()
+        return SERVED
+
+    assert status_of(serve) == SERVED
 
 
 def entry_at(disk: Disk, page: int) -> int:

@@ -37,13 +37,20 @@ class GuestError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What to boot.  `work` becomes the tide.* parameters that vm-images/README.md lists."""
+    """What to boot.  `work` becomes the tide.* parameters that vm-images/README.md lists.
+
+    `monitor` is where a QMP monitor for others than the test listens; a guest that `reboots` starts again
+    when it is reset, where others end.
+    """
 
     accel: str
     memory_mib: int = 192
     cpus: int = 2
     board: str = "q35"
     disk: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    monitor: pathlib.Path | None = None
+    reboots: bool = False
     work: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +82,8 @@ def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> li
     work = " ".join(f"tide.{name}={value}" for name, value in spec.work.items())
     return [
         "qemu-system-x86_64",
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *(() if spec.reboots else ("-no-reboot",)),
         # QEMU's plainest CPU: all that a swapping guest needs, and what a nested KVM can offer as well.
         *("-machine", spec.board, "-accel", spec.accel),
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
@@ -84,6 +92,8 @@ def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> li
         *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
         *("-append", f"console=ttyS0 loglevel=4 panic=-1 {work}"),
         *spec.disk,
+        *spec.devices,
+        *(() if spec.monitor is None else ("-qmp", f"unix:{spec.monitor},server=on,wait=off")),
     ]
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import re
 from typing import Final
 
-_LINE: Final = re.compile(r"GUEST-([A-Z]+)\s+(.*)$")
+# The last one in a line: what a guest was saying when it was reset has no end.
+_LINE: Final = re.compile(r".*GUEST-([A-Z]+)\s+(.*)$")
 _FIELD: Final = re.compile(r"([a-z_]+)=(\S*)")
 # Kernel words that mean that the disk or the guest failed, whatever the work's own verdict is.
 _TROUBLE: Final = re.compile(
@@ -15,7 +16,7 @@ PAGE_BYTES: Final = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One GUEST-… line: `kind` is READY, SWAP, PROGRESS, WRONG, SWAPOFF, RESULT, ERROR or NOTE."""
+    """One GUEST-… line: `kind` is READY, SWAP, PROGRESS, WRONG, SWAPOFF, UNPLUGGED, RESULT, ERROR or NOTE."""
 
     kind: str
     text: str
@@ -29,7 +30,10 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """The work so far, in pages; `swapped_bytes` is what the guest has on its swap disk right now."""
+    """The work so far, in pages; `swapped_bytes` is what the guest has on its swap disk right now.
+
+    `free_bytes` and `total_bytes` are MemFree and MemTotal of its own /proc/meminfo.
+    """
 
     phase: str = "boot"
     wrong: int = 0
@@ -40,6 +44,8 @@ class Numbers:
     pswpin: int = 0
     pswpout: int = 0
     swapped_bytes: int = 0
+    free_bytes: int = 0
+    total_bytes: int = 0
     died: int = 0
 
 
@@ -61,5 +67,9 @@ def numbers_of(report: Report) -> Numbers:
     names = ("wrong", "checked", "filled", "rewritten", "rounds", "pswpin", "pswpout", "died")
     values = {name: report.number(name) for name in names}
     return Numbers(
-        phase=report.fields.get("phase", "?"), swapped_bytes=report.number("swapped_kib") * 1024, **values
+        phase=report.fields.get("phase", "?"),
+        swapped_bytes=report.number("swapped_kib") * 1024,
+        free_bytes=report.number("free_kib") * 1024,
+        total_bytes=report.number("total_kib") * 1024,
+        **values,
     )

@@ -49,6 +49,7 @@ class Daemon:
         self._disks: list[str] = []
         self._traces: list[pathlib.Path] = []  # files that must be gone when all disks are
         self._process: subprocess.Popen[bytes] | None = None
+        self._config: list[str] = []
 
     def __enter__(self) -> Self:
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="swaptide-vm-", dir=PLACE))
@@ -82,7 +83,7 @@ class Daemon:
         """Start the daemon and wait until it answers; raises DaemonError."""
         with open(self.root / "daemon.log", "ab") as log:
             self._process = subprocess.Popen(
-                [*program(), "serve", "--run-dir", str(self.run_dir)],
+                [*program(), "serve", *self._config, "--run-dir", str(self.run_dir)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -97,6 +98,13 @@ class Daemon:
                     f"swaptide serve does not answer in {START_SECONDS:.0f} s: {self.log_tail()}"
                 )
             time.sleep(0.1)
+
+    def configure(self, **settings: str) -> None:
+        """What the configuration says from the next start on."""
+        file = self.root / "config.toml"
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        file.write_text(text, encoding="utf-8")
+        self._config = ["--config", str(file)]
 
     def stop(self, *, kill: bool = False, backends: bool = False) -> None:
         """End the daemon (SIGTERM, or SIGKILL if `kill`); raises DaemonError if it stays.

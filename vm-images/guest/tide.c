@@ -242,12 +242,13 @@ static void say_numbers(const char *title, const char *phase, int died)
     struct tally t = total();
     uint64_t swap_kib = read_number("/proc/meminfo", "SwapTotal:") - read_number("/proc/meminfo", "SwapFree:");
     say("%s wrong=%llu checked=%llu filled=%llu pswpin=%llu pswpout=%llu rewritten=%llu rounds=%llu "
-        "swapped_kib=%llu free_kib=%llu died=%d ms=%llu phase=%s\n",
+        "swapped_kib=%llu free_kib=%llu total_kib=%llu died=%d ms=%llu phase=%s\n",
         title, (unsigned long long)t.wrong, (unsigned long long)t.checked, (unsigned long long)t.filled,
         (unsigned long long)read_number("/proc/vmstat", "pswpin "),
         (unsigned long long)read_number("/proc/vmstat", "pswpout "), (unsigned long long)t.rewritten,
         (unsigned long long)(t.rounds / opt.workers), (unsigned long long)swap_kib,
-        (unsigned long long)read_number("/proc/meminfo", "MemFree:"), died,
+        (unsigned long long)read_number("/proc/meminfo", "MemFree:"),
+        (unsigned long long)read_number("/proc/meminfo", "MemTotal:"), died,
         (unsigned long long)(now_ms() - started_ms), phase);
 }
 

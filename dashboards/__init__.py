@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana show of swaptide: built from panels.py by build.py."""

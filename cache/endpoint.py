@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from swaptide.cache import threads
 from swaptide.cache.errors import SetupError, UsageError
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Endpoint:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._body, name="swaptide-metrics", daemon=True)
+        self._thread = threading.Thread(target=self._body, name=threads.METRICS, daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -92,6 +93,7 @@ class Endpoint:
         self._listener.close()
 
     def _body(self) -> None:
+        threads.call_me(threads.METRICS)
         try:
             asyncio.run(self._run())
         except asyncio.CancelledError:

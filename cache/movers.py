@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple, TypeVar
 
-from swaptide.cache import cgroup, geometry, idle, rates
+from swaptide.cache import cgroup, geometry, idle, rates, threads
 from swaptide.cache.moves import Moves
 from swaptide.cache.segments import Segments
 
@@ -246,6 +246,7 @@ class Orders(NamedTuple):
 
 def _be_modest() -> None:
     """Give way to the guest's threads; a process that is nicer already stays as it is."""
+    threads.call_me(threads.PACKER)
     me = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, me, max(PACKER_NICENESS, os.getpriority(os.PRIO_PROCESS, me)))
 
@@ -267,10 +268,10 @@ class Movers:
         self._room: int | None = None
         self._ask_host_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool = concurrent.futures.ThreadPoolExecutor(SPILLERS + 3, thread_name_prefix="mover")
-        self._packers = concurrent.futures.ThreadPoolExecutor(
-            PACKERS, thread_name_prefix="packer", initializer=_be_modest
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            SPILLERS + 3, initializer=threads.call_me, initargs=(threads.MOVER,)
         )
+        self._packers = concurrent.futures.ThreadPoolExecutor(PACKERS, initializer=_be_modest)
         self._idle = idle.Idle()
         self.rates = rates.Rates(SPILLERS, PACKERS)
         self._packed_bytes = moves.packed_bytes()

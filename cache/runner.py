@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 
+from swaptide.cache import threads
 from swaptide.cache.governor import Governor
 from swaptide.cache.movers import Movers
 
@@ -25,7 +26,7 @@ class Runner:
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(target=self._body, name="swaptide-movers", daemon=True)
+        self._thread = threading.Thread(target=self._body, name=threads.LOOP, daemon=True)
 
     def start(self) -> None:
         """Start the thread and wait until its loop runs."""
@@ -40,6 +41,7 @@ class Runner:
         self._thread.join()
 
     def _body(self) -> None:
+        threads.call_me(threads.LOOP)
         try:
             asyncio.run(self._run())
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -105,6 +106,22 @@ def arrears(trace: pathlib.Path, since: float, until: float) -> float:
     return longest
 
 
+def check_replay(trace: pathlib.Path) -> None:
+    """The simulator, told what this host saw, takes the caches down for the eater and up again after it."""
+    done = subprocess.run(
+        [*daemons.COMMAND, "simulate", str(trace), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    replayed = json.loads(done.stdout)
+    assert set(replayed["summary"]["disks"]) == set(NAMES)
+    assert replayed["summary"]["free_least_bytes"] > 0
+    assert {"shrink", "grow"} <= set(replayed["summary"]["reasons"]), replayed["summary"]["reasons"]
+
+
 def load_of(daemon: daemons.Daemon, name: str, size: int, seed: int) -> driver.Driver:
     """A disk that is full of what the model knows."""
     report = daemon.show(name)
@@ -168,3 +185,4 @@ def test_caches_shrink_before_their_cgroup_is_full(cap_mib: int, eaten_mib: int,
                 load.close()
             assert test_cgroup.oom_kills(group) == 0
             assert watch.highest < limit
+            check_replay(trace)

@@ -3,20 +3,17 @@
 The terminals are ptys; every line of the daemon's log has to be an object.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import pty
 import re
-import subprocess
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from swaptide.cache import geometry
+from tests import terminal
 from tests.real import daemons, server, stores
 
 MIB = daemons.MIB
@@ -123,42 +120,9 @@ def test_the_plugin_alone(tmp_path: pathlib.Path) -> None:
         assert serving["size_bytes"] == 64 * MIB and len(serving["id"]) == 36
 
 
-@contextlib.contextmanager
-def terminal(said: list[bytes]) -> Iterator[int]:
-    """A terminal to write to; what is written there is in `said` afterwards."""
-    master, slave = pty.openpty()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # nobody has it open any more
-            while data := os.read(master, 65536):
-                said.append(data)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield slave
-    finally:
-        os.close(slave)
-        reader.join()
-        os.close(master)
-
-
 def at_terminal(daemon: daemons.Daemon, words: Sequence[str]) -> tuple[str, str]:
     """What a command prints on a pipe, and on the terminal that it has for its standard error."""
-    said: list[bytes] = []
-    with terminal(said) as error:
-        done = subprocess.run(
-            [*daemons.COMMAND, *words, "--run-dir", str(daemon.run_dir)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=error,
-            text=True,
-            timeout=60,
-            check=False,
-            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
-        )
-    assert done.returncode == 0, (done, said)
-    return done.stdout, b"".join(said).decode()
+    return terminal.run([*daemons.COMMAND, *words, "--run-dir", str(daemon.run_dir)])
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
@@ -171,9 +135,9 @@ def test_bars_at_a_terminal_and_nowhere_else(daemon: daemons.Daemon, more: tuple
     clear_out, said["clearing g1"] = at_terminal(daemon, ["disk", "clear", "g1", *more])
     remove_out, said["removing g1"] = at_terminal(daemon, ["disk", "rm", "g1", *more])
     for words, shown in said.items():
-        assert f"{words}: " in shown and "━" in shown, (words, shown)
+        assert f"{words}: " in shown and terminal.BAR in shown, (words, shown)
     for printed in (out, set_out, clear_out, remove_out):
-        assert "━" not in printed and "\x1b" not in printed
+        assert terminal.BAR not in printed and "\x1b" not in printed
         assert not more or isinstance(json.loads(printed), dict)
     # The same where standard error is a pipe.
     assert daemon.run(*add).stderr == ""

@@ -221,8 +221,8 @@ class Controller:
         self._told = (decision.reason, sample.at_seconds)
         tightest = min(sample.rooms, key=lambda room: room.free_bytes - room.reserve_bytes)
         log.info(
-            "balloon reason=%s room=%s free_mib=%d reserve_mib=%d held_mib=%d wanted_mib=%d ram_mib=%d"
-            " targets_mib=%s",
+            "balloon decides reason=%s room=%s free_mib=%d reserve_mib=%d held_mib=%d wanted_mib=%d"
+            " ram_mib=%d targets_mib=%s",
             decision.reason,
             tightest.name,
             tightest.free_bytes // _MIB,

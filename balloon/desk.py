@@ -235,7 +235,7 @@ class Desk:
         self._waiting.remove(request)
         self.answers[standing.verdict] += 1
         log.info(
-            "reservation id=%s verdict=%s size_bytes=%d elapsed_s=%.3f could_bytes=%d",
+            "reservation answered id=%s verdict=%s size_bytes=%d elapsed_s=%.3f could_bytes=%d",
             request.id,
             standing.verdict.value,
             request.size_bytes,

@@ -17,6 +17,8 @@ PACK_LEAST_BYTES = 16 * geometry.SEGMENT_BYTES
 LIMIT_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _STEP_SECONDS = 0.2
+# What the plugin may take to see an order that needs nothing to be moved.
+_SEEN_SECONDS = 2.0
 
 
 class Phase(enum.StrEnum):
@@ -94,13 +96,16 @@ async def follow(
     *,
     limit_seconds: float = LIMIT_SECONDS,
     deadline: Deadline | None = None,
+    within: bool = False,
     gone: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Step]:
     """Yield steps until the disk is within `cap_bytes`, and its target too, or is frozen; the last is final.
 
-    With a `deadline` it is LATE unless it was seen to hold in time; else it has `limit_seconds`.  `gone`
-    tells that the disk is no more.  Raises StateError if the state file was truncated.
+    With a `deadline` it is LATE unless it was seen to hold in time; else it has `limit_seconds`.  `within`
+    says that the disk did not use more when it was asked: that is in time however soon it had to be, unless
+    it grows before it has seen its limit.  `gone` tells that the disk is no more.  Raises StateError if the
+    state file was truncated.
     """
     start = last = clock()
     if deadline is not None:
@@ -108,9 +113,12 @@ async def follow(
     while True:
         now = clock()
         phase = _phase(state, cap_bytes, gone())
-        if now - start >= limit_seconds and (
-            phase is Phase.SQUEEZING or (phase is Phase.HOLDS and deadline is not None)
-        ):
+        within = within and state.ram_bytes() <= cap_bytes
+        in_time = now - start < limit_seconds
+        if phase is Phase.SQUEEZING and not in_time:
+            if not within or now - start >= limit_seconds + _SEEN_SECONDS:
+                phase = Phase.LATE
+        elif phase is Phase.HOLDS and deadline is not None and not (in_time or within):
             phase = Phase.LATE
         if phase is not Phase.SQUEEZING or now - last >= _STEP_SECONDS:
             last = now

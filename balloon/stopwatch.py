@@ -134,11 +134,21 @@ class Stopwatch:
             if squeeze.due is not None and now > squeeze.due and not squeeze.late:
                 squeeze.late = True
                 record.late += 1
+                log.warning(
+                    "deadline missed name=%s target_bytes=%d ram_bytes=%d after_seconds=%.3f",
+                    name,
+                    target,
+                    state.ram_bytes(),
+                    now - begun,
+                )
             if state.is_frozen():
                 return
             await asyncio.sleep(self._pause_seconds(now - begun))
         if target < squeeze.from_bytes:
-            record.note(self._clock() - begun)
+            passed = self._clock() - begun
+            record.note(passed)
+            if squeeze.late:
+                log.info("target held late name=%s target_bytes=%d after_seconds=%.3f", name, target, passed)
 
     def _pause_seconds(self, passed: float) -> float:
         pause = _POLL_SECONDS if passed < _SLOW_AFTER_SECONDS else _SLOW_POLL_SECONDS

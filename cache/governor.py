@@ -232,7 +232,10 @@ class Governor:
         if obeyed is not None:
             self._put("frozen_seen", obeyed)
             if layout.is_frozen(obeyed) != layout.is_frozen(self._told_frozen or 0):
-                log.info("disk frozen, writes wait" if layout.is_frozen(obeyed) else "disk thawed")
+                if layout.is_frozen(obeyed):
+                    log.info("disk frozen, writes wait")
+                else:
+                    log.info("disk thawed")
             self._told_frozen = obeyed
         # Last: whoever asked sees the answer only when everything above is there.
         self._put("publish_answer", request)

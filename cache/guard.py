@@ -65,7 +65,9 @@ def _lower_oom_score() -> None:
         if int(score.read_text()) > _OOM_SCORE_ADJ:
             score.write_text(str(_OOM_SCORE_ADJ))
     except OSError as error:
-        log.warning("oom_score_adj cannot be lowered reason=%r; give CAP_SYS_RESOURCE", error.strerror)
+        log.warning(
+            "oom_score_adj cannot be lowered reason=%r remedy='give CAP_SYS_RESOURCE'", error.strerror
+        )
 
 
 def _lock(mapping: Mapping, *, may_be_swapped: bool) -> None:
@@ -81,8 +83,8 @@ def _lock(mapping: Mapping, *, may_be_swapped: bool) -> None:
             mapping.lock_on_fault()
     if host_has_swap():
         log.warning(
-            "the key and guest pages can reach the host's swap: locking them is refused reason=%r;"
-            " raise RLIMIT_MEMLOCK",
+            "the key and guest pages can reach the host's swap: locking them is refused reason=%r"
+            " remedy='raise RLIMIT_MEMLOCK'",
             reason,
         )
 

@@ -492,7 +492,7 @@ class Movers:
     async def _store_failed(self, code: int) -> None:
         if not self.degraded:
             log.error(
-                "spill write failed error=%s; segments stay in RAM and are tried again", os.strerror(code)
+                "spill write failed error=%r so='segments stay in RAM and are tried again'", os.strerror(code)
             )
             self.degraded = True
         await asyncio.sleep(BACK_OFF_SECONDS)
@@ -545,7 +545,7 @@ class Movers:
         done = await self._call(self._moves.clean, on_disk, below, most, by_age)
         if done < 0:
             if not self._unreadable:
-                log.error("cleaner cannot read what was spilled error=%s", os.strerror(-done))
+                log.error("cleaner cannot read what was spilled error=%r", os.strerror(-done))
                 self._unreadable = True
             asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
         elif done > 0 and on_disk and self._unreadable:

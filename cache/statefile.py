@@ -207,7 +207,8 @@ def _warn_unless_tmpfs(fd: int, path: pathlib.Path) -> None:
     kind, _ = _file_system_of(path)
     if kind not in ("tmpfs", "ramfs"):
         log.warning(
-            "state=%s is on %s, not on tmpfs: guest pages will reach that disk, and capping is not exact",
+            "state file is not on tmpfs: guest pages will reach that disk, and capping is not exact"
+            " file=%s kind=%s",
             path,
             kind,
         )

@@ -36,9 +36,18 @@ cli.add_command(cli_top.top)
     metavar="ADDR:PORT|off",
     help="Where Prometheus may ask [default: 127.0.0.1:9819]; see docs/metrics.md.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="How the log looks, on standard error [default: text]; see docs/logs.md.",
+)
 @click.option("--show-config", is_flag=True, help="Print the effective configuration and end.")
 def serve(
-    run_dir: pathlib.Path | None, file: pathlib.Path | None, metrics: str | None, show_config: bool
+    run_dir: pathlib.Path | None,
+    file: pathlib.Path | None,
+    metrics: str | None,
+    log_format: str | None,
+    show_config: bool,
 ) -> None:
     """Run the host daemon in the foreground.
 
@@ -47,14 +56,20 @@ def serve(
     """
     from swaptide.host import config
 
-    chosen = config.load(file, run_dir, metrics)
+    chosen = config.load(file, run_dir, metrics, log_format)
     if show_config:
         click.echo(chosen.as_toml(), nl=False)
         return
     from swaptide.host import daemon, logs
 
-    logs.to_stderr()
-    daemon.run(chosen)
+    logs.to_stderr(chosen.log_format)
+    try:
+        daemon.run(chosen)
+    except (SwaptideError, OSError) as error:
+        if not logs.is_for_programs(chosen.log_format):
+            raise
+        logs.ended_by(error)
+        sys.exit(1)
 
 
 @cli.command()

@@ -72,11 +72,15 @@ def disk() -> None:
 @common.run_dir_option
 def add(run_dir: pathlib.Path | None, as_json: bool, **given: Any) -> None:
     """Make a disk and serve it."""
-    from swaptide.host import protocol, sizes
+    from swaptide.host import protocol, render, sizes
 
     name = given["name"]
-    with common.going_on(f"disk {name} is being made all the same, `swaptide disk rm {name}` removes it"):
-        report = common.call(run_dir, protocol.Add(**{**given, "encrypt": given["encrypt"] == "yes"}))
+    request = protocol.Add(**{**given, "encrypt": given["encrypt"] == "yes"})
+    with (
+        common.going_on(f"disk {name} is being made all the same, `swaptide disk rm {name}` removes it"),
+        render.doing(f"making {name}") as progress,
+    ):
+        report = common.call(run_dir, request, progress)
     if as_json:
         common.print_json(report)
         return
@@ -158,10 +162,11 @@ def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any)
 @common.run_dir_option
 def clear(run_dir: pathlib.Path | None, name: str, force: bool, as_json: bool) -> None:
     """Empty a disk whose guest is gone; it gets a new id."""
-    from swaptide.host import protocol
+    from swaptide.host import protocol, render
 
-    with common.going_on(f"disk {name} is being cleared all the same"):
-        report = common.call(run_dir, protocol.Clear(name, force))
+    going_on = common.going_on(f"disk {name} is being cleared all the same")
+    with going_on, render.doing(f"clearing {name}") as progress:
+        report = common.call(run_dir, protocol.Clear(name, force), progress)
     if as_json:
         common.print_json(report)
     else:
@@ -231,10 +236,11 @@ def thaw(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 @common.run_dir_option
 def remove(run_dir: pathlib.Path | None, name: str, force: bool, as_json: bool) -> None:
     """Remove a disk and all its files."""
-    from swaptide.host import protocol
+    from swaptide.host import protocol, render
 
-    with common.going_on(f"disk {name} is being removed all the same"):
-        gone = common.call(run_dir, protocol.Remove(name, force))
+    going_on = common.going_on(f"disk {name} is being removed all the same")
+    with going_on, render.doing(f"removing {name}") as progress:
+        gone = common.call(run_dir, protocol.Remove(name, force), progress)
     if as_json:
         common.print_json({**gone, "removed": True})
     else:

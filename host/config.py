@@ -9,12 +9,13 @@ import pathlib
 import re
 import stat
 import tomllib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import msgspec
 
 from swaptide.balloon import rooms
-from swaptide.cache import endpoint
+from swaptide.cache import endpoint, logs
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import paths, sizes, uids
 
@@ -46,6 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cgroup_reserve: _Text | None = None
     trace: _Text | None = None
     metrics: _Text = endpoint.DEFAULT
+    log_format: _Text = logs.Form.TEXT.value
     proc_dir: _Text = "/proc"
 
 
@@ -59,8 +61,8 @@ class Config:
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
     `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `trace` is where it
-    records what it saw; `metrics` is the address where Prometheus may ask, or off; `proc_dir` is where it
-    finds the host's /proc.
+    records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is how its
+    lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
     """
 
     run_dir: pathlib.Path
@@ -76,6 +78,7 @@ class Config:
     cgroup_reserve: str | None = None
     trace: pathlib.Path | None = None
     metrics: str = endpoint.OFF
+    log_format: logs.Form = logs.Form.TEXT
     proc_dir: pathlib.Path = pathlib.Path("/proc")
 
     @property
@@ -106,8 +109,13 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-def load(file: pathlib.Path | None, run_dir: pathlib.Path | None, metrics: str | None = None) -> Config:
-    """The configuration of `file`, with `run_dir` and `metrics` of the command line over it.
+def load(
+    file: pathlib.Path | None,
+    run_dir: pathlib.Path | None,
+    metrics: str | None = None,
+    log_format: str | None = None,
+) -> Config:
+    """The configuration of `file`, with what the command line gives over it.
 
     Raises SetupError if the file cannot be read, UsageError if it is no TOML or has a bad key.
     """
@@ -116,9 +124,8 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None, metrics: str |
         _check_uids(file, chosen)
     if metrics is not None:
         endpoint.parse("--metrics", metrics)
-    for key in ("host_reserve", "cgroup_reserve", "metrics"):
+    for key, check in _CHECKS.items():
         try:
-            check = endpoint.parse if key == "metrics" else reserve
             check(key, getattr(chosen, key))
         except UsageError as error:
             raise UsageError(f"configuration {file}: {error}") from None
@@ -137,6 +144,7 @@ def load(file: pathlib.Path | None, run_dir: pathlib.Path | None, metrics: str |
         cgroup_reserve=chosen.cgroup_reserve,
         trace=_directory(chosen.trace),
         metrics=metrics or chosen.metrics,
+        log_format=logs.parse_form("--log-format", log_format or chosen.log_format),
         proc_dir=paths.absolute(chosen.proc_dir),
     )
 
@@ -154,6 +162,14 @@ def reserve(key: str, text: str | None) -> rooms.Reserve:
         raise UsageError(
             f"{key} '{text[:40]}' is neither a size nor a share; write for example 2G or 5%"
         ) from None
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "host_reserve": reserve,
+    "cgroup_reserve": reserve,
+    "metrics": endpoint.parse,
+    "log_format": logs.parse_form,
+}
 
 
 def _check_uids(file: pathlib.Path | None, chosen: _File) -> None:

@@ -100,7 +100,7 @@ class Control:
 
         match request:
             case protocol.Add():
-                return await self._disks.add(request)
+                return await self._disks.add(request, tell)
             case protocol.List():
                 return await self._disks.all()
             case protocol.Show(name):
@@ -108,11 +108,11 @@ class Control:
             case protocol.Set():
                 return await self._disks.set(request, tell)
             case protocol.Clear():
-                return await self._disks.clear(request)
+                return await self._disks.clear(request, tell)
             case protocol.Restart(name):
                 return await self._disks.restart(name)
             case protocol.Remove():
-                return await self._disks.remove(request)
+                return await self._disks.remove(request, tell)
             case protocol.Freeze(name):
                 return await self._disks.freeze(name, True)
             case protocol.Thaw(name):

@@ -19,6 +19,7 @@ from swaptide.host import (
     disks,
     guestbook,
     guests,
+    health,
     isolation,
     launch,
     listener,
@@ -111,10 +112,12 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
     balloon = steering.Steering(chosen, served, watched.watched)
     server = control.Control(chosen, served, watched, balloon)
     scraped = scrapes.Scrapes(chosen, served, watched, balloon)
+    looked_after = health.Health(served.keepers)
     try:
         served.start()
         watched.start()
         balloon.start()
+        looked_after.start()
         scraped.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
@@ -122,6 +125,7 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
     finally:
         await server.close()
         await scraped.close()
+        await looked_after.close()
         await balloon.close()
         await watched.leave()
         await served.leave()

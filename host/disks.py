@@ -26,6 +26,7 @@ from swaptide.host import (
     relimit,
     report,
     spills,
+    steps,
     supervisor,
 )
 
@@ -104,8 +105,8 @@ class Disks:
         for keeper in self._keepers.values():
             await keeper.leave()
 
-    async def add(self, request: protocol.Add) -> report.Report:
-        """Make a disk and wait until it serves.
+    async def add(self, request: protocol.Add, tell: steps.Tell) -> report.Report:
+        """Make a disk, tell of the way there, and wait until it serves.
 
         Raises UsageError for what cannot be, SetupError with the plugin's reason; nothing is left then.
         """
@@ -122,10 +123,10 @@ class Disks:
                 await keeper.estate.erase_key(*dropped)
             await self._store.save(definition)
             keeper.start(force=request.force)
-            await keeper.started()
+            await making.until_started(keeper, steps.Steps(tell))
         except Exception:
             if self._keepers.get(request.name) is keeper and request.name not in self._busy:
-                await self._discard(keeper)
+                await self._discard(keeper, steps.Steps(tell))
             raise
         await self._settle()
         return await report.fresh(keeper)
@@ -160,18 +161,19 @@ class Disks:
         await self._settle()
         return last
 
-    async def clear(self, request: protocol.Clear) -> report.Report:
+    async def clear(self, request: protocol.Clear, tell: steps.Tell) -> report.Report:
         """Empty a disk, which comes back as another one; raises BusyError if it is connected."""
+        told = steps.Steps(tell)
         keeper = self._available(request.name)
         await self._refuse_connected(keeper, request.force, "cleared")
         with self._marked(request.name, _CLEARING):
-            await self._drop_contents(keeper)
+            await self._drop_contents(keeper, told)
             if self._keepers.get(request.name) is not keeper or self._busy.get(request.name) != _CLEARING:
                 raise BusyError(f"disk {request.name} was removed while it was being cleared")
             blank = msgspec.structs.replace(keeper.definition, disk_id=None)
             await keeper.update(keeper.fresh_paths(blank))
             keeper.start()
-            await keeper.started()
+            await making.until_started(keeper, told)
         await self._settle()
         return await report.fresh(keeper)
 
@@ -187,11 +189,14 @@ class Disks:
     async def freeze(self, name: str, frozen: bool) -> dict[str, Any]:
         """Have a disk stand still, or go on again; returns once it does.  Raises as `freezer.turn`."""
         keeper = self._available(name)
-        log.info("disk %s name=%s", "frozen" if frozen else "thawed", name)
+        if frozen:
+            log.info("freeze asked for name=%s", name)
+        else:
+            log.info("thaw asked for name=%s", name)
         return await freezer.turn(keeper, frozen, lambda: self._gone(keeper))
 
-    async def remove(self, request: protocol.Remove) -> dict[str, Any]:
-        """Remove a disk and all its files; returns which one that was.
+    async def remove(self, request: protocol.Remove, tell: steps.Tell) -> dict[str, Any]:
+        """Remove a disk and all its files, tell of the way there; returns which one that was.
 
         Raises BusyError if it is connected, SetupError if it serves no more but something of it is left.
         """
@@ -200,7 +205,7 @@ class Disks:
         if self._busy.get(request.name) != _CLEARING or not request.force:
             self._available(request.name)
         await self._refuse_connected(keeper, request.force, "removed")
-        left = await self._discard(keeper)
+        left = await self._discard(keeper, steps.Steps(tell))
         log.info("disk removed name=%s", request.name)
         if left:
             raise SetupError(
@@ -213,7 +218,7 @@ class Disks:
         name = keeper.definition.name
         with self._marked(name, _REMOVING):
             await keeper.take_up()
-            await self._discard(keeper)
+            await self._discard(keeper, steps.Steps())
         log.info("disk removed, as begun by another daemon name=%s", name)
 
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
@@ -261,12 +266,12 @@ class Disks:
         name = keeper.definition.name
         return self._keepers.get(name) is not keeper or name in self._busy
 
-    async def _discard(self, keeper: supervisor.Keeper) -> list[str]:
+    async def _discard(self, keeper: supervisor.Keeper, told: steps.Steps) -> list[str]:
         """Remove all of a disk; returns what could not be removed, and why."""
         name = keeper.definition.name
         with self._marked(name, _REMOVING):
             await keeper.update(msgspec.structs.replace(keeper.definition, removing=True))
-            left = await self._drop_contents(keeper, for_good=True)
+            left = await self._drop_contents(keeper, told, for_good=True)
             keeper.log_path.unlink(missing_ok=True)
             try:
                 await self._store.forget(name)
@@ -279,7 +284,9 @@ class Disks:
                     self.squeezes.forget(name)
         return left
 
-    async def _drop_contents(self, keeper: supervisor.Keeper, *, for_good: bool = False) -> list[str]:
+    async def _drop_contents(
+        self, keeper: supervisor.Keeper, told: steps.Steps, *, for_good: bool = False
+    ) -> list[str]:
         """Stop the disk and remove its socket, key, state and spill; returns what is left, and why.
 
         A device that is not encrypted is zeroed only `for_good`: else the next disk writes there.
@@ -288,7 +295,9 @@ class Disks:
         with contextlib.suppress(StateError, OSError):
             state = keeper.open_face()
             disk_id = disk_id if state is None else state.identity.disk_id
+        told.at("ending its process")
         await keeper.stop()
+        told.at("giving its RAM back")
         keeper.socket_path.unlink(missing_ok=True)
         state_path = pathlib.Path(keeper.definition.state_path)
         left: list[str | None] = []
@@ -303,7 +312,7 @@ class Disks:
             plain = for_good and not keeper.definition.encrypt
             needed = geometry.of_size(keeper.definition.size_bytes).spill_bytes if plain else 0
             path = pathlib.Path(keeper.definition.spill_path)
-            left.append(await spills.release(path, disk_id, plain_bytes=needed))
+            left.append(await spills.release(path, disk_id, plain_bytes=needed, told=told))
         return [each for each in left if each is not None]
 
     @contextlib.contextmanager

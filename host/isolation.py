@@ -122,11 +122,11 @@ def settle(found: Sequence[Servants], chosen: config.Config, directories: Sequen
         why = _obstacle(servants, chosen.nbdkit, directories)
         if why is None:
             level = logging.WARNING if servants != found[0] else logging.INFO
-            log.log(level, "nbdkit runs as %s", servants)
+            log.log(level, "nbdkit has its user user=%r", str(servants))
             return servants
         if len(found) == 1:
             raise SetupError(f"nbdkit cannot run as {servants}, as configured: {why}")
-        log.warning("nbdkit cannot run as %s reason=%r", servants, why)
+        log.warning("nbdkit cannot have this user user=%r reason=%r", str(servants), why)
     raise AssertionError("root can")
 
 

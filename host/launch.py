@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from swaptide.cache import face
+from swaptide.cache import face, logs
 from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import config, definitions, isolation, paths, process
 
@@ -28,6 +28,8 @@ def command(
         str(chosen.threads),
         "python",
         str(paths.plugin()),
+        # First, so that whatever it says of the others has this form.
+        f"log-format={chosen.log_format}",
     ]
     words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
     words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
@@ -68,10 +70,19 @@ def last_word(log: pathlib.Path, since: int) -> str:
         lines = []
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     ours = [line.removeprefix(_OURS) for line in errors if line.startswith(_OURS)]
+    ours += [str(told.get("error")) for told in logs.objects(lines) if told["event"] == logs.NO_START]
     if ours:
         return ours[-1]
     last = next((line for line in [*reversed(errors), *reversed(lines)] if line), "it said nothing")
-    return f"nbdkit ended before it served: {last}"
+    return f"nbdkit ended before it served: {_words(last)}"
+
+
+def _words(line: str) -> str:
+    """A line of the log as it is told to people."""
+    for told in logs.objects([line]):
+        last = str(told.get("exception", "")).splitlines()[-1:]
+        return ": ".join([told["event"], *(str(each) for each in [told.get("error"), *last] if each)])
+    return line
 
 
 def require(nbdkit: str) -> None:

@@ -1,17 +1,26 @@
-"""Logging of the daemon: key=value lines on stderr."""
+"""Logging of the daemon: on stderr, as text or JSON, and what it says last where nobody reads that."""
 
 import logging
 import sys
 
-_FORMAT = "time=%(asctime)s.%(msecs)03d level=%(levelname)s part=%(name)s %(message)s"
+from swaptide.cache import logs
+from swaptide.cache.errors import SwaptideError
+
+log = logging.getLogger(__name__)
 
 
-def to_stderr() -> None:
-    """Send this package's log to stderr from now on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))
-    root = logging.getLogger("swaptide")
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
+def to_stderr(form: logs.Form) -> None:
+    """Send the log to stderr from now on."""
+    logs.to_stderr(form)
     # It complains of each attempt to reach a guest; we say once what is wrong with one.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+
+def is_for_programs(form: logs.Form) -> bool:
+    """Whether an error that ends the daemon belongs in the log, and is not for somebody at a prompt."""
+    return form is logs.Form.JSON or logs.is_journal(sys.stderr)
+
+
+def ended_by(error: SwaptideError | OSError) -> None:
+    """Say why the daemon ended."""
+    log.critical("daemon ended error=%r", str(error))

@@ -1,13 +1,28 @@
 """What a new disk is to be, checked before anything is made; and the place that it needs."""
 
+import asyncio
 import contextlib
 import os
 import pathlib
+import stat
+from typing import Final
 
 from swaptide.balloon import limits
-from swaptide.cache import face
+from swaptide.cache import face, geometry
 from swaptide.cache.errors import BusyError, StateError, UsageError
-from swaptide.host import config, definitions, isolation, listener, memory, protocol, supervisor
+from swaptide.host import (
+    config,
+    definitions,
+    detached,
+    isolation,
+    listener,
+    memory,
+    protocol,
+    steps,
+    supervisor,
+)
+
+_LOOK_SECONDS: Final = 1.0
 
 
 def define(
@@ -62,6 +77,39 @@ def make_room(state: pathlib.Path, force: bool) -> tuple[str, int] | None:
         disk_id = opened.identity.disk_id if opened.identity.encrypted else None
     state.unlink()
     return None if disk_id is None else (disk_id, owner)
+
+
+async def until_started(keeper: supervisor.Keeper, told: steps.Steps) -> None:
+    """Wait for a disk's first start, and tell how much of its spill space is reserved meanwhile.
+
+    Raises as Keeper.started.
+    """
+    disk = keeper.definition
+    spill, needed = pathlib.Path(disk.spill_path), geometry.of_size(disk.size_bytes).spill_bytes
+    told.at("starting its process")
+    started = asyncio.ensure_future(keeper.started())
+    answers = True
+    try:
+        while not (await asyncio.wait([started], timeout=steps.TELL_SECONDS))[0]:
+            try:
+                done = await detached.call(lambda: _allocated_bytes(spill), _LOOK_SECONDS) if answers else 0
+            except FileNotFoundError:
+                done = 0
+            except (OSError, TimeoutError):
+                answers, done = False, 0  # its store is dead: not asked again
+            if 0 < done < needed:
+                told.at("reserving space on disk", done, needed)
+            else:
+                told.at("starting its process")
+        started.result()
+    finally:
+        started.cancel()
+
+
+def _allocated_bytes(spill: pathlib.Path) -> int:
+    """Disk space that a file has; a device has all of its own, and says 0."""
+    found = spill.stat()
+    return found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0
 
 
 def owner_of(path: pathlib.Path) -> int:

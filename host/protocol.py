@@ -28,7 +28,7 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
 
 
 class Add(_Message, tag="disk-add"):
-    """Make a disk; the result is its report."""
+    """Make a disk; streams host.steps, the result is its report."""
 
     name: str
     size_bytes: Size
@@ -70,7 +70,7 @@ class Set(_Message, tag="disk-set"):
 
 
 class Clear(_Message, tag="disk-clear"):
-    """Empty a disk; it comes back with a new id, which is in the resulting report."""
+    """Empty a disk; it comes back with a new id, which is in the resulting report.  Streams host.steps."""
 
     name: str
     force: bool = False
@@ -83,7 +83,7 @@ class Restart(_Message, tag="disk-restart"):
 
 
 class Remove(_Message, tag="disk-rm"):
-    """Remove a disk and its files; the result is its name and the id that it had."""
+    """Remove a disk and its files; streams host.steps, the result is its name and the id that it had."""
 
     name: str
     force: bool = False

@@ -88,7 +88,9 @@ async def _follow(
             if keeper.state is supervisor.State.FAILED:
                 raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")
             last = prospect
-            async for step in squeeze.follow(state, wanted.cap_bytes, deadline=deadline, gone=gone):
+            within = prospect["before_bytes"] <= wanted.cap_bytes
+            steps = squeeze.follow(state, wanted.cap_bytes, deadline=deadline, within=within, gone=gone)
+            async for step in steps:
                 last = {**prospect, **dataclasses.asdict(step)}
                 last["returned_bytes"] = max(0, prospect["before_bytes"] - step.ram_bytes)
                 tell(last)

@@ -74,18 +74,47 @@ def disk(report: Report) -> None:
 
 
 @contextlib.contextmanager
-def squeezing(name: str) -> Iterator[Step]:
-    """Show on a terminal how a disk's memory nears its target; elsewhere nothing."""
+def _bar(words: str) -> Iterator[Callable[[str, int, int], None]]:
+    """On a terminal a bar with a clock, gone at the end; elsewhere nothing.
+
+    Takes words, how much is done, and of how much: 0 where nobody knows.
+    """
     if not sys.stderr.isatty():
-        yield lambda step: None
+        yield lambda words, done, total: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(f"{name}: waiting") as status:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda words, done, total: bar.update(
+            task, description=words, completed=done, total=total or None
+        )
+
+
+@contextlib.contextmanager
+def squeezing(name: str) -> Iterator[Step]:
+    """Show on a terminal how a disk's memory nears its target; elsewhere nothing."""
+    with _bar(f"{name}: waiting") as update:
 
         def show(step: dict[str, Any]) -> None:
             ram, target = sizes.show(step["ram_bytes"]), sizes.show(step["target_bytes"])
-            status.update(f"{name}: {ram} of RAM in use, going to {target}, {step['elapsed_seconds']:.0f} s")
+            words = f"{name}: {ram} of RAM in use, going to {target}"
+            update(words, step["returned_bytes"], step["wanted_bytes"])
+
+        yield show
+
+
+@contextlib.contextmanager
+def doing(words: str) -> Iterator[Step]:
+    """Show on a terminal what a long call is at, and how far (host.steps); elsewhere nothing."""
+    with _bar(words) as update:
+
+        def show(step: dict[str, Any]) -> None:
+            done, total = step["done_bytes"], step["total_bytes"]
+            far = f", {sizes.show(done)} of {sizes.show(total)}" if total else ""
+            update(f"{words}: {step['doing']}{far}", done, total)
 
         yield show
 
@@ -93,31 +122,18 @@ def squeezing(name: str) -> Iterator[Step]:
 @contextlib.contextmanager
 def working(words: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal that something takes its time, and at what it is; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(words) as status:
-        yield lambda step: status.update(f"{words}: {step}")
+    with _bar(words) as update:
+        yield lambda step: update(f"{words}: {step}", 0, 0)
 
 
 @contextlib.contextmanager
 def reserving(size_bytes: int) -> Iterator[Step]:
     """Show on a terminal how much of what is asked for is there; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"reserving {sizes.show(size_bytes)}", total=size_bytes)
+    with _bar(f"reserving {sizes.show(size_bytes)}") as update:
 
         def show(step: dict[str, Any]) -> None:
             there = max(0, step["available_bytes"] - step["held_bytes"])
-            bar.update(task, completed=min(there, size_bytes), description=_there(there, size_bytes))
+            update(_there(there, size_bytes), min(there, size_bytes), size_bytes)
 
         yield show
 

@@ -79,7 +79,7 @@ class Resets:
     ) -> None:
         status = await monitor.ask(figures.Status, "query-status")
         if not status.running:  # whoever paused it may have it go on at any time
-            log.info("disks not emptied after reset guest=%s why=not-running", guest.entry.name)
+            log.info("disks not emptied after reset guest=%s why='it does not run'", guest.entry.name)
             return
         marker = self._marker(guest)
         marker.touch(mode=0o600)

@@ -70,17 +70,18 @@ class Scrapes:
             self._endpoint = endpoint.Endpoint(address, self.answer)
         except SetupError as error:
             log.warning(
-                "metrics not served address=%s error=%r; choose another one: metrics, or serve --metrics",
+                "metrics not served address=%s error=%r"
+                " remedy='choose another one: metrics in the configuration, or serve --metrics'",
                 address,
                 str(error),
             )
             return
         self._endpoint.start()
-        log.info("metrics served url=http://%s/metrics", self._endpoint.address)
+        log.info("metrics served url=%s", f"http://{self._endpoint.address}/metrics")
         if not address.is_local:
             log.warning(
-                "metrics are open to the network, in clear address=%s; docs/metrics.md has a proxy that"
-                " asks for a password",
+                "metrics are open to the network, in clear address=%s"
+                " remedy='docs/metrics.md has a proxy that asks for a password'",
                 address,
             )
 

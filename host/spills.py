@@ -11,7 +11,7 @@ import threading
 
 from swaptide.cache import geometry, spillfile
 from swaptide.cache.errors import SetupError, SwaptideError
-from swaptide.host import detached, isolation, zeros
+from swaptide.host import detached, isolation, steps, zeros
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +57,20 @@ async def take_back(loan: isolation.Loan) -> None:
         log.warning("spill not taken back spill=%s error=%r", loan.path, str(error))
 
 
-async def release(path: pathlib.Path, disk_id: str, *, plain_bytes: int = 0) -> str | None:
+async def release(
+    path: pathlib.Path, disk_id: str, *, plain_bytes: int = 0, told: steps.Steps | None = None
+) -> str | None:
     """Erase the spill of `disk_id` at `path`; returns the trouble, if any.  A dead store is left behind.
 
     `plain_bytes` are how much of it is not encrypted: a device is not let go before they are zeros, however
-    long that takes, as long as it goes on.
+    long that takes, as long as it goes on; `told` hears of that.
     """
     progress = zeros.Progress()
     work = asyncio.create_task(
         detached.call(lambda: _release(path, disk_id, plain_bytes, progress), None), name=f"release {path}"
     )
     try:
-        await _while_it_goes_on(work, progress, path)
+        await _while_it_goes_on(work, progress, path, told or steps.Steps())
         work.result()
     except TimeoutError:
         why = "its store does not answer"
@@ -84,22 +86,26 @@ async def release(path: pathlib.Path, disk_id: str, *, plain_bytes: int = 0) -> 
     return f"spill={path} is not erased: {why}"
 
 
-async def _while_it_goes_on(work: asyncio.Task[None], progress: zeros.Progress, path: pathlib.Path) -> None:
+async def _while_it_goes_on(
+    work: asyncio.Task[None], progress: zeros.Progress, path: pathlib.Path, told: steps.Steps
+) -> None:
     """Wait for the end; raises TimeoutError if nothing happens for too long."""
     loop = asyncio.get_running_loop()
-    told = loop.time()
-    while True:
-        before = progress.done_bytes
-        seconds = _STEP_SECONDS if progress.total_bytes else LIMIT_SECONDS
-        done, _ = await asyncio.wait([work], timeout=seconds)
-        if done:
-            return
-        if progress.done_bytes == before and (progress.total_bytes == 0 or seconds == _STEP_SECONDS):
+    logged = moved = loop.time()
+    seen = (0, 0)
+    told.at("erasing its spill")
+    while not (await asyncio.wait([work], timeout=steps.TELL_SECONDS))[0]:
+        now = loop.time()
+        done, total = progress.done_bytes, progress.total_bytes
+        if seen != (done, total):
+            seen, moved = (done, total), now
+        if now - moved >= (_STEP_SECONDS if total else LIMIT_SECONDS):
             raise TimeoutError
-        if loop.time() - told >= _TELL_SECONDS:
-            told = loop.time()
-            text = "device being zeroed spill=%s done_bytes=%d of_bytes=%d"
-            log.info(text, path, progress.done_bytes, progress.total_bytes)
+        if total:
+            told.at("zeroing its device", done, total)
+            if now - logged >= _TELL_SECONDS:
+                logged = now
+                log.info("device being zeroed spill=%s done_bytes=%d of_bytes=%d", path, done, total)
 
 
 async def collect(directory: pathlib.Path) -> None:

@@ -187,9 +187,11 @@ class Keeper:
     def _enter(self, state: State, error: str = "") -> None:
         # A disk that keeps dying is news once; how often it died by now is for who asks.
         if state is not self.state or (error != self.error and state is not State.UNSTABLE):
-            level = logging.WARNING if error else logging.INFO
-            text = "disk name=%s state=%s" + (" error=%r" if error else "%s")
-            log.log(level, text, self.definition.name, state.value, error)
+            name = self.definition.name
+            if error:
+                log.warning("disk changed name=%s state=%s error=%r", name, state.value, error)
+            else:
+                log.info("disk changed name=%s state=%s", name, state.value)
         self.state, self.error = state, error
         self.changed()
 

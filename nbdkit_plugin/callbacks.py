@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import nbdkit
 
-from swaptide.cache import endpoint, engine, geometry, guard
+from swaptide.cache import endpoint, engine, geometry, guard, logs
 from swaptide.cache.errors import SwaptideError
 from swaptide.nbdkit_plugin import hot, parameters, quit, scrapes
 
@@ -23,12 +23,17 @@ log = logging.getLogger("swaptide.plugin")
 _settings = engine.Settings()
 _disk: engine.Engine | None = None
 _metrics: endpoint.Address | None = None
+_log_format = logs.Form.TEXT
 _scraped: endpoint.Endpoint | None = None
 
 
 def _die(message: str) -> NoReturn:
-    sys.stderr.write(f"nbdkit: error: swaptide: {message}\n")
-    sys.stderr.flush()
+    if _log_format is logs.Form.JSON:
+        logs.to_stderr(_log_format)
+        log.critical("disk cannot start error=%r", message)
+    else:
+        sys.stderr.write(f"nbdkit: error: swaptide: {message}\n")
+        sys.stderr.flush()
     if _disk is not None:
         _disk.abandon()
     os._exit(1)
@@ -41,10 +46,12 @@ def _engine() -> engine.Engine:
 
 def config(key: str, value: str) -> None:
     """Take one key=value parameter."""
-    global _settings, _metrics
+    global _settings, _metrics, _log_format
     try:
         if key == parameters.METRICS:
             _metrics = parameters.metrics(value)
+        elif key == parameters.LOG_FORMAT:
+            _log_format = parameters.log_format(value)
         else:
             _settings = parameters.apply(_settings, key, value)
     except SwaptideError as error:
@@ -70,7 +77,7 @@ def thread_model() -> int:
 def get_ready() -> None:
     """Make or take over the disk, while errors can still be told on the terminal."""
     global _disk
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="swaptide: %(levelname)s %(message)s")
+    logs.to_stderr(_log_format)
     guard.hide()  # before there is a key: taking a large disk over takes seconds
     try:
         _disk = engine.Engine.prepare(_settings)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swaptide.cache import endpoint, engine, geometry, layout
+from swaptide.cache import endpoint, engine, geometry, layout, logs
 from swaptide.cache.errors import UsageError
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
@@ -88,14 +88,15 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "clean-ahead": ("clean_ahead", _share),
     "force": ("force", _boolean),
 }
-# Not about the disk: where Prometheus may ask.
+# Not about the disk: where Prometheus may ask, and how the log looks.
 METRICS: Final = "metrics"
+LOG_FORMAT: Final = "log-format"
 
 
 def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     """The settings with one parameter set.  Raises UsageError for an unknown key or a bad value."""
     if key not in _PARAMETERS:
-        known = ", ".join([*_PARAMETERS, METRICS])
+        known = ", ".join([*_PARAMETERS, METRICS, LOG_FORMAT])
         raise UsageError(f"unknown parameter {key}={value}; known are {known}")
     field, parse = _PARAMETERS[key]
     # Any: that each parser fits its field is in the table, where the type checker does not look.
@@ -106,3 +107,8 @@ def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
 def metrics(value: str) -> endpoint.Address | None:
     """The address of the parameter `metrics`, None for off.  Raises UsageError for what is none."""
     return endpoint.parse(METRICS, value)
+
+
+def log_format(value: str) -> logs.Form:
+    """The form of the parameter `log-format`.  Raises UsageError for what is none."""
+    return logs.parse_form(LOG_FORMAT, value)

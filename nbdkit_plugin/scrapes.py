@@ -25,12 +25,12 @@ def serve(disk: engine.Engine, address: endpoint.Address) -> endpoint.Endpoint |
     try:
         made = endpoint.Endpoint(address, answer)
     except SetupError as error:
-        log.warning("not served: %s", error)
+        log.warning("metrics not served error=%r", str(error))
         state.close()
         return None
     answer("")  # what a scrape takes belongs to what the process takes by itself
     made.start()
-    log.info("metrics served url=http://%s/metrics", made.address)
+    log.info("metrics served url=%s", f"http://{made.address}/metrics")
     if not address.is_local:
         log.warning("metrics are open to the network, in clear address=%s", address)
     return made

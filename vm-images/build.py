@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 HERE: Final = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import progress  # noqa: E402
+
 GUEST: Final = HERE / "guest"
 CACHE: Final = HERE.parent / ".cache" / "vm"
 META_PACKAGE: Final = "linux-image-cloud-amd64"
@@ -51,6 +55,7 @@ class BuildError(Exception):
 
 def run(*command: str, cwd: pathlib.Path | None = None, seconds: float = TOOL_SECONDS) -> str:
     """Run a tool to its end and return what it printed; raises BuildError with its last words."""
+    progress.at(command[0])
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False)
     except FileNotFoundError:
@@ -230,7 +235,9 @@ def command(
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     try:
-        print(make(options.refresh))
+        with progress.waiting(what):
+            made = make(options.refresh)
+        print(made)
     except told as error:
         print(f"{what}: {error}", file=sys.stderr)
         return 1

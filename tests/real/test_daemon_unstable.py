@@ -94,7 +94,7 @@ def test_steady_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
     with daemons.directory() as root:
         asyncio.run(asyncio.wait_for(body(root), 3 * daemons.WAIT_SECONDS))
     assert [record.getMessage() for record in caplog.records if "unstable" in record.getMessage()] == [
-        f"disk name=g1 state=unstable error='nbdkit died 3 times within 3 s;"
+        f"disk changed name=g1 state=unstable error='nbdkit died 3 times within 3 s;"
         f" look for the reason in {root / 'run' / 'g1.log'}'"
     ]
 

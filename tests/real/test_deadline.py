@@ -80,6 +80,16 @@ def test_a_deadline_that_is_not_met(daemon: daemons.Daemon) -> None:
     daemons.wait_for(lambda: daemon.show()["ram_bytes"] <= 40 * MIB)
 
 
+def test_a_limit_that_holds_already_is_in_time_however_soon(daemon: daemons.Daemon) -> None:
+    fill(daemon.add(size=256 * MIB, ram="128M"), 8, shrinks=False)
+    for ram in ("64M", "63M", "127M"):
+        done = daemon.run("disk", "set", "g1", "--ram", ram, "--deadline", "1ms")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(
+            rf"disk g1 is within {ram} after [0-9.]+ s, [0-9.]+[KM]? returned .*\n", done.stdout
+        )
+
+
 def test_the_outcome_of_a_set_as_json(daemon: daemons.Daemon) -> None:
     daemon.add()
     outcome = json.loads(daemon.ok("disk", "set", "g1", "--ram", "28M", "--deadline", "9s", "--json"))

@@ -327,7 +327,7 @@ def test_where_no_user_can_go_root_serves_and_says_so(root: pathlib.Path) -> Non
         check(report)
         assert daemons.uid_of(report["pid"]) == 0 and report["user"] == "root"
         log = daemon.log.read_text()
-        assert log.count("nbdkit runs as root") == 1 and f"may not enter {daemon.run_dir}" in log
+        assert log.count("nbdkit has its user user='root'") == 1 and f"may not enter {daemon.run_dir}" in log
 
 
 @pytest.mark.parametrize("key", ["user", "uids"])

@@ -64,7 +64,7 @@ def test_nobody_tells_of_pressure_or_cgroups_and_it_works_all_the_same() -> None
         said = daemon.log.read_text()
         assert said.count("what=cgroups") == 1 and "no cgroup's limit is looked at" in said
         assert said.count("only free memory is watched") == 1
-        assert "balloon reason=" in said
+        assert "balloon decides reason=" in said
 
 
 def test_a_host_that_cannot_be_read_gets_its_memory_back() -> None:

@@ -232,7 +232,7 @@ def test_what_matters_is_logged_and_not_every_step(bench: Bench, caplog: pytest.
 
     assert said("steady", 100.0) == []
     (line,) = said("shrink", 100.1)
-    assert line.startswith("balloon reason=shrink room=host free_mib=1024 reserve_mib=64 held_mib=0")
+    assert line.startswith("balloon decides reason=shrink room=host free_mib=1024 reserve_mib=64 held_mib=0")
     assert len(said("grow", 100.2)) == len(said("steady", 100.3)) == 1, "at most one a second"
     assert len(said("grow", 101.5)) == 2
 

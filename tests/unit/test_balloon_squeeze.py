@@ -32,6 +32,7 @@ def follow(
     act: Callable[[int], None],
     limit_seconds: float = 60,
     deadline: squeeze.Deadline | None = None,
+    within: bool = False,
 ) -> list[squeeze.Step]:
     """The steps of a squeeze by a clock that ticks a second with each look; `act` gets its time."""
     steps: list[squeeze.Step] = []
@@ -44,7 +45,7 @@ def follow(
 
     async def body() -> None:
         async for step in squeeze.follow(
-            state, target, limit_seconds=limit_seconds, deadline=deadline, clock=clock
+            state, target, limit_seconds=limit_seconds, deadline=deadline, within=within, clock=clock
         ):
             steps.append(step)
 
@@ -162,6 +163,47 @@ def test_what_holds_after_its_deadline_is_late(
 
     deadline = squeeze.Deadline(-float(reached_at), 5.0)
     assert follow(state, 64 * MIB, act, deadline=deadline)[-1].phase == phase
+
+
+PAST = squeeze.Deadline(-0.5, 0.001)
+
+
+def test_what_held_already_holds_by_any_deadline(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(8 * MIB)
+    plugin.put("target_seen_bytes", 64 * MIB)
+    steps = follow(state, 64 * MIB, lambda tick: None, deadline=PAST, within=True)
+    assert [step.phase for step in steps] == ["holds"]
+
+
+def test_what_held_already_has_a_moment_to_see_its_limit(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(8 * MIB)
+    plugin.put("target_seen_bytes", 128 * MIB)
+
+    def act(tick: int) -> None:
+        if tick == 2:
+            plugin.put("target_seen_bytes", 64 * MIB)
+
+    deadline = squeeze.Deadline(0.5, 0.001)
+    steps = follow(state, 64 * MIB, act, deadline=deadline, within=True)
+    assert [step.phase for step in steps] == ["squeezing", "holds"]
+
+
+def test_what_never_sees_its_limit_is_late(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(8 * MIB)
+    plugin.put("target_seen_bytes", 128 * MIB)
+    assert follow(state, 64 * MIB, lambda tick: None, deadline=PAST, within=True)[-1].phase == "late"
+
+
+def test_what_held_and_grew_meanwhile_is_late(plugin: Plugin, state: StateFace) -> None:
+    plugin.use(8 * MIB)
+    plugin.put("target_seen_bytes", 128 * MIB)
+
+    def act(tick: int) -> None:
+        plugin.use((96 if tick == 1 else 8) * MIB)
+        if tick == 1:
+            plugin.put("target_seen_bytes", 64 * MIB)
+
+    assert follow(state, 64 * MIB, act, deadline=PAST, within=True)[-1].phase == "late"
 
 
 def test_a_deadline_is_there_before_its_target(state: StateFace, monkeypatch: pytest.MonkeyPatch) -> None:

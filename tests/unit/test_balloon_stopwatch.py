@@ -1,7 +1,9 @@
 """How long squeezes take, on state files made by hand."""
 
 import asyncio
+import logging
 import pathlib
+import re
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -127,7 +129,9 @@ def test_a_frozen_disk_gives_nothing(tmp_path: pathlib.Path) -> None:
     assert play(tmp_path, body).record == stopwatch.Record()
 
 
-def test_late_once_and_still_followed(tmp_path: pathlib.Path) -> None:
+def test_late_once_and_still_followed(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "swaptide")
+
     async def body(bench: Bench) -> None:
         bench.fall(32, due=101.0)
         await bench.looks()
@@ -142,6 +146,11 @@ def test_late_once_and_still_followed(tmp_path: pathlib.Path) -> None:
     record = play(tmp_path, body).record
     assert (record.late, sum(record.counts)) == (1, 1)
     assert record.sum_seconds == pytest.approx(3.0)
+    missed, held = (line.getMessage() for line in caplog.records)
+    assert re.fullmatch(
+        rf"deadline missed name=g1 target_bytes={32 * MIB} ram_bytes=[0-9]+ after_seconds=1\.500", missed
+    )
+    assert held == f"target held late name=g1 target_bytes={32 * MIB} after_seconds=3.000"
 
 
 def test_the_nearer_deadline_binds(tmp_path: pathlib.Path) -> None:

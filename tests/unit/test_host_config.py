@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from swaptide.balloon import rooms
+from swaptide.cache import logs
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config
 
@@ -56,6 +57,8 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("metrics = 9819", "metrics"),
         ("metrics = false", "metrics"),
         ("metrics = 'nonsense'", "metrics=nonsense: not an IP address"),
+        ("log_format = ''", "log_format"),
+        ("log_format = 'xml'", "log_format=xml: must be one of text, json"),
         ("proc_dir = ''", "proc_dir"),
         ("uids = '7'", "not a range"),
         ("uids = '7-8'\nuser = 'x'", "choose one"),
@@ -84,6 +87,15 @@ def test_the_balloon(tmp_path: pathlib.Path) -> None:
     assert (chosen.trace, chosen.proc_dir) == (pathlib.Path("/t"), pathlib.Path("/h/proc"))
     file.write_text(chosen.as_toml())
     assert config.load(file, None) == chosen
+
+
+def test_the_form_of_the_log(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "c.toml"
+    assert config.load(None, tmp_path).log_format is logs.Form.TEXT
+    file.write_text('log_format = "json"')
+    chosen = config.load(file, tmp_path)
+    assert chosen.log_format is logs.Form.JSON and 'log_format = "json"\n' in chosen.as_toml()
+    assert config.load(file, tmp_path, log_format="text").log_format is logs.Form.TEXT
 
 
 def test_the_balloon_by_default(tmp_path: pathlib.Path) -> None:

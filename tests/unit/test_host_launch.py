@@ -23,6 +23,7 @@ def test_command_names_everything(chosen: config.Config) -> None:
         words
     )
     assert {"swap-label=tide", "force=yes"} <= set(words)
+    assert words[words.index("python") + 2] == "log-format=text", "before what it may complain of"
 
 
 def test_a_disk_with_contents_gets_no_label(chosen: config.Config) -> None:
@@ -35,6 +36,16 @@ def test_a_disk_with_contents_gets_no_label(chosen: config.Config) -> None:
     ("text", "expected"),
     [
         ("swaptide: INFO x\nnbdkit: error: swaptide: spill=/x: no\nnbdkit: error: other\n", "spill=/x: no"),
+        (
+            '{"event": "disk cannot start", "error": "spill=/x: no"}\nnbdkit: error: other\n',
+            "spill=/x: no",
+        ),
+        (
+            '{"event": "movers died", "level": "CRITICAL", "exception": "Traceback\\nKeyError: 7"}\n',
+            "nbdkit ended before it served: movers died: KeyError: 7",
+        ),
+        ('{"event": "it fails", "error": "no"}\n', "nbdkit ended before it served: it fails: no"),
+        ("{", "nbdkit ended before it served: {"),
         ("nbdkit: error: cannot open plugin\n", "nbdkit ended before it served: cannot open plugin"),
         ("Segmentation fault\n\n", "nbdkit ended before it served: Segmentation fault"),
         ("", "nbdkit ended before it served: it said nothing"),

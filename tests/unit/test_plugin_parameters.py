@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from swaptide.cache import engine
+from swaptide.cache import engine, logs
 from swaptide.cache.errors import UsageError
 from swaptide.nbdkit_plugin import parameters
 
@@ -61,3 +61,11 @@ def test_what_is_no_share_is_refused_by_name(text: str) -> None:
 def test_unknown_parameters_are_named() -> None:
     with pytest.raises(UsageError, match="unknown parameter sise=1G"):
         parameters.apply(engine.Settings(), "sise", "1G")
+
+
+def test_the_form_of_the_log() -> None:
+    assert parameters.log_format("json") is logs.Form.JSON
+    with pytest.raises(UsageError, match="log-format=xml"):
+        parameters.log_format("xml")
+    with pytest.raises(UsageError, match="known are .*log-format"):
+        parameters.apply(engine.Settings(), "log_format", "json")

@@ -1,0 +1,69 @@
+"""How far the erasing of a spill is, told to whoever waits for it."""
+
+import asyncio
+import pathlib
+import time
+from typing import Any
+
+import pytest
+
+from swaptide.host import spills, steps, zeros
+
+TOTAL = 64 << 20
+
+
+def erase(monkeypatch: pytest.MonkeyPatch, work: Any) -> tuple[str | None, list[dict[str, Any]]]:
+    """What became of it, and what was told."""
+    told: list[dict[str, Any]] = []
+
+    def body(path: pathlib.Path, disk_id: str, plain_bytes: int, progress: zeros.Progress) -> None:
+        work(progress, told)
+
+    monkeypatch.setattr(spills, "_release", body)
+    monkeypatch.setattr(steps, "TELL_SECONDS", 0.001)
+    monkeypatch.setattr(spills, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(spills, "_STEP_SECONDS", 0.2)
+    release = spills.release(pathlib.Path("/spill"), "id", plain_bytes=TOTAL, told=steps.Steps(told.append))
+    return asyncio.run(release), told
+
+
+def wait_until_told(told: list[dict[str, Any]], done: int) -> None:
+    end = time.monotonic() + 20
+    while not any(step["done_bytes"] == done for step in told):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_each_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(progress: zeros.Progress, told: list[dict[str, Any]]) -> None:
+        progress.total_bytes = TOTAL
+        for done in range(0, TOTAL + 1, TOTAL // 4):
+            progress.done_bytes = done
+            wait_until_told(told, done)
+
+    trouble, told = erase(monkeypatch, work)
+    assert trouble is None
+    assert told[0]["doing"] == "erasing its spill" and told[0]["total_bytes"] == 0
+    assert {step["doing"] for step in told[1:]} == {"zeroing its device"}
+    parts = [step["done_bytes"] for step in told[1:]]
+    assert parts == sorted(parts) and {TOTAL // 4, TOTAL // 2, TOTAL} <= set(parts)
+    assert all(step["total_bytes"] == TOTAL for step in told[1:])
+    assert told[-1]["elapsed_seconds"] >= told[0]["elapsed_seconds"] >= 0
+
+
+@pytest.mark.parametrize("total", [0, TOTAL])
+def test_a_store_that_does_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
+    ended: list[bool] = []
+
+    def work(progress: zeros.Progress, told: list[dict[str, Any]]) -> None:
+        progress.total_bytes = total
+        end = time.monotonic() + 20
+        while not ended and time.monotonic() < end:
+            time.sleep(0.01)
+
+    try:
+        trouble, _ = erase(monkeypatch, work)
+    finally:
+        ended.append(True)
+    assert trouble is not None and "its store does not answer" in trouble
+    assert ("its contents stay" in trouble) == bool(total)

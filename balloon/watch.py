@@ -96,7 +96,8 @@ class Watch:
     async def tried(self, seconds: float) -> None:
         """Wait until the first attempt to connect has ended, but no longer than that."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._tried.wait()
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[qmp.Monitor]:
@@ -226,7 +227,8 @@ class Watch:
 
     async def _wait_for_news(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._kick.wait(), POLL_SECONDS)
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._kick.wait()
             await asyncio.sleep(_SHORTEST_POLL_SECONDS)
         self._kick.clear()
 

@@ -36,4 +36,5 @@ async def call(work: Callable[[], T], limit_seconds: float | None) -> T:
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=body, name="detached", daemon=True).start()
-    return await asyncio.wait_for(future, limit_seconds)
+    async with asyncio.timeout(limit_seconds):
+        return await future

@@ -200,7 +200,8 @@ async def _unplug(monitor: qmp.Monitor, place: blocks.Place, deadline: float) ->
             if left <= 0:
                 return False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(gone.wait(), min(left, _POLL_SECONDS))
+                async with asyncio.timeout(min(left, _POLL_SECONDS)):
+                    await gone.wait()
     return True
 
 

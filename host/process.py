@@ -54,7 +54,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.exited.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self.exited.wait()
         return self.exited.is_set()
 
     def _on_exit(self) -> None:

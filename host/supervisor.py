@@ -105,7 +105,8 @@ class Keeper:
     async def started(self) -> None:
         """Wait for the first start; raises SetupError with the reason if it failed or takes too long."""
         try:
-            await asyncio.wait_for(self.settled.wait(), START_SECONDS)
+            async with asyncio.timeout(START_SECONDS):
+                await self.settled.wait()
         except TimeoutError:
             raise SetupError(
                 f"disk {self.definition.name} does not start within {START_SECONDS:.0f} s;"
@@ -136,7 +137,8 @@ class Keeper:
     async def take_up(self) -> None:
         """Find the process of a disk that is not to be kept any more, so that `stop` can end it."""
         with contextlib.suppress(SwaptideError, OSError, TimeoutError):
-            self.process = await asyncio.wait_for(self._adopt(), _TAKE_UP_SECONDS)
+            async with asyncio.timeout(_TAKE_UP_SECONDS):
+                self.process = await self._adopt()
 
     async def stop(self) -> None:
         """End the process and close everything; files stay.  Never waits for a dead store."""
@@ -234,7 +236,8 @@ class Keeper:
 
     async def _until_steady(self, live: process.Process) -> None:
         try:
-            await asyncio.wait_for(live.exited.wait(), deaths.WINDOW_SECONDS)
+            async with asyncio.timeout(deaths.WINDOW_SECONDS):
+                await live.exited.wait()
         except TimeoutError:
             self.deaths.forget()
             self._enter(State.RUNNING)

@@ -262,6 +262,22 @@ def test_a_guest_that_stalls_or_dies_in_the_middle(tmp_path: pathlib.Path, comma
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_the_end_is_not_lost_to_news_that_come_with_it(tmp_path: pathlib.Path, turns: int) -> None:
+    """Python 3.11's wait_for forgets that it was cancelled if what it waits for is there by then."""
+
+    async def body() -> None:
+        async with watching(tmp_path) as (_, registry):
+            await sampled(registry)
+            registry["g"]._kick.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(monitors.WAIT_SECONDS):
+                await registry.leave()
+
+    asyncio.run(body())
+
+
 def test_a_guest_without_a_balloon_is_watched_all_the_same(tmp_path: pathlib.Path) -> None:
     async def body() -> None:
         async with watching(tmp_path) as (server, registry):

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import pathlib
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -201,7 +202,9 @@ def test_sigterm_leaves_like_a_crash_not_with_errors(disk: server.Server) -> Non
                 ended = True
             handle.poll(0)
     assert 0 in answers and set(answers) <= {0, errno.ENOTCONN, errno.ECONNRESET}, set(answers)
-    assert disk.stop() == 0
+    # nbdkit 1.32 fails an assertion of its own where two threads answer on the connection that just broke.
+    status = disk.stop()
+    assert status == 0 or (status == -signal.SIGABRT and "sock >= 0" in disk.log.read_text())
     disk.start()
     again = connect(disk)
     assert again.pread(PAGE, 4095 * PAGE) == b"k" * PAGE

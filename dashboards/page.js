@@ -63,7 +63,7 @@
     var base = unit === "bytes" || unit === "bytes/s" ? 1024 : 10;
     var raw = (most > 0 ? most : 1) / 4;
     var scale = Math.pow(base, Math.floor(Math.log(raw) / Math.log(base) + 1e-9));
-    var steps = base === 10 ? [1, 2, 2.5, 5, 10] : [1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 400, 512, 1024];
+    var steps = base === 10 ? [1, 2, 2.5, 5, 10] : [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
     var step = steps.find(function (each) { return each * scale >= raw * (1 - 1e-9); }) * scale;
     var found = [];
     for (var at = 0; at < most + step * 0.999; at += step) { found.push(at); }

@@ -32,7 +32,8 @@ run: setup ## watch a guest swap while its cache is squeezed and opened again (A
 	@$(PYTHON) tests/vm/run.py
 
 .PHONY: test
-test: setup ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
+test: ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
+	@.ci/setup test
 	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long" --session-timeout=2100 $(ARGS)
 
 .PHONY: vm-test
@@ -97,7 +98,8 @@ dashboard: setup ## a Prometheus with our page and alerts on a running daemon, u
 	@$(PYTHON) dashboards/run.py $(if $(METRICS),--metrics '$(METRICS)') $(if $(LISTEN),--listen '$(LISTEN)')
 
 .PHONY: pictures
-pictures: setup ## draw docs/dashboard.png and docs/top.svg anew, of a real daemon at work (6 minutes)
+pictures: ## draw docs/dashboard.png and docs/top.svg anew, of a real daemon at work (6 minutes)
+	@.ci/setup test
 	@$(PYTHON) tests/real/pictures.py
 
 KILLS := 200

@@ -104,7 +104,7 @@ def test_it_shows_everything_until_it_is_ended(
             assert not scenes.without_data(shown, graphs)
         assert callable(end)
         end(running)
-        said, complaints = running.communicate(timeout=daemons.WAIT_SECONDS)
+        said, complaints = running.communicate(timeout=60)
         assert said == "" and "Traceback" not in complaints and "dashboard:" not in complaints
         assert not members(running.pid)
         assert not list(tmp_path.iterdir())

@@ -68,7 +68,7 @@ class Lab:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of work.  `measure` yields its figures; `group` is nbd, cap, guest, memory or reclaim."""
+    """One line of work.  `measure` yields its figures; `group` names the rows that may share servers."""
 
     name: str
     group: str

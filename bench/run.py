@@ -39,6 +39,7 @@ MODULES: tuple[str, ...] = (
     "bench.rows_guest",
     "bench.rows_memory",
     "bench.rows_cost",
+    "bench.rows_scrape",
 )
 RESULTS: Final = ROOT / "bench" / "results"
 FULL: Final = measure.Plan(rounds=5, seconds=1.5, quick=False)

@@ -113,6 +113,11 @@ TARGETS: Final[tuple[Target, ...]] = (
         *("host CPU seconds per GiB swapped, cap not reached", "nbdkit memory", "at most", 1.1),
         *("guest-swap", "host CPU"),
     ),
+    Target("a scrape of 64 disks", "", "under", 50.0, "scrape-64", "scrape", "ms"),
+    Target(
+        *("read hits while 64 disks are scraped once a second", "the same, not scraped", "at least", 1.0),
+        *("hits-while-scraped", "rate"),
+    ),
 )
 
 

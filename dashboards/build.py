@@ -6,6 +6,7 @@ Both are committed, so that an operator needs nothing but the files; a test hold
 import html
 import json
 import pathlib
+import re
 import sys
 from typing import Any, Final
 
@@ -25,16 +26,20 @@ _RATE: Final = "$__rate_interval"
 _ROW: Final = "instance=%[1]q,disk=%[2]q"
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS, _HEIGHT = 24, 8
-# How a unit is shown in a row of the page: a function of Prometheus's templates, and what follows it.
+# How a unit is shown in a row of the page: functions of Prometheus's templates, which show more digits
+# than anybody reads, and no space before units.
+_SHORT: Final = 'reReplaceAll "^([0-9]+(?:[.][0-9])?)[0-9]*([a-zA-Zµ%%]*)$" "${1} ${2}%s"'
+_BYTES: Final = 'humanize1024 | reReplaceAll "ki$" "Ki"'
+_TIME: Final = 'humanizeDuration | reReplaceAll "us$" "µs"'
+_TINY: Final = 'reReplaceAll "^.*e-.*$" "0%"'
 _SHOWN: Final = {
-    "bytes": "humanize1024",
-    "bytes/s": "humanize1024",
-    "seconds": "humanizeDuration",
-    "seconds/s": "humanizePercentage",
-    "share": "humanizePercentage",
+    "bytes": f"{_BYTES} | {_SHORT % 'B'}",
+    "bytes/s": f"{_BYTES} | {_SHORT % 'B/s'}",
+    "seconds": f"{_TIME} | {_SHORT % ''}",
+    "seconds/s": f"humanizePercentage | {_TINY} | {_SHORT % ''}",
+    "share": f"humanizePercentage | {_TINY} | {_SHORT % ''}",
     "ratio": 'printf "%.0f"',
 }
-_SUFFIXES: Final = {"bytes": "B", "bytes/s": "B/s"}
 
 
 def files() -> dict[pathlib.Path, str]:
@@ -55,13 +60,18 @@ def page() -> str:
         "HEADERS": _headers(),
         "CELLS": _cells(),
         "BAR": _bar(),
+        "AS_BYTES": _SHOWN["bytes"],
+        "AS_SHARE": _SHOWN["share"],
         "STATE": _range(panels.STATE),
         "FIRING": f"{{{{- range query `{panels.FIRING}` }}}}",
         "PENDING": f"{{{{- range query `{panels.PENDING}` }}}}",
+        "COLOURS": "".join(
+            f".{tier} {{ background: {colour}; }} " for tier, colour in panels.COLOURS.items()
+        ),
         "SCRIPT": (HERE / "page.js").read_text().rstrip(),
     }
     for name, part in parts.items():
-        text = text.replace(f"<!--{name}-->", part)
+        text = text.replace(f"<!--{name}-->", part.rstrip())
     return text
 
 
@@ -98,13 +108,14 @@ def _page_panels() -> str:
                     "expr": expr(query),
                     "name": query.name.replace("{{", "[").replace("}}", "]"),
                     "colour": query.colour,
+                    "dashed": query.dashed,
                 }
                 for query in panel.queries
             ],
         }
         for panel in panels.PANELS
     ]
-    return json.dumps(found, indent=1)
+    return json.dumps({"palette": panels.PALETTE, "panels": found}, indent=1)
 
 
 def _headers() -> str:
@@ -119,7 +130,7 @@ def _cells() -> str:
 
 
 def _cell(column: panels.Column) -> str:
-    value = f"{{{{ . | first | value | {_SHOWN[column.unit]} }}}}{_SUFFIXES.get(column.unit, '')}"
+    value = f"{{{{ . | first | value | {_SHOWN[column.unit]} }}}}"
     return f"<td>{_with(column.expr)}{value}{{{{ else }}}}–{{{{ end }}}}</td>"
 
 
@@ -165,7 +176,7 @@ def _grafana_panel(number: int, panel: panels.Panel, place: dict[str, int]) -> d
             "defaults": {
                 "unit": panels.UNITS[panel.unit],
                 "min": 0,
-                "color": {"mode": "palette-classic"},
+                "color": {"mode": "palette-classic-by-name"},
                 "custom": {
                     "drawStyle": "line",
                     "lineWidth": 1,
@@ -174,7 +185,7 @@ def _grafana_panel(number: int, panel: panels.Panel, place: dict[str, int]) -> d
                     "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
                 },
             },
-            "overrides": [_colour(query) for query in panel.queries if query.colour is not None],
+            "overrides": [override for query in panel.queries for override in _overrides(query)],
         },
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
@@ -257,11 +268,25 @@ def _instant(name: str, expr: str) -> dict[str, Any]:
     }
 
 
-def _colour(query: panels.Query) -> dict[str, Any]:
-    return {
-        "matcher": {"id": "byName", "options": query.name},
-        "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": query.colour}}],
-    }
+def _overrides(query: panels.Query) -> list[dict[str, Any]]:
+    """How its lines differ from others."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    if query.colour is not None:
+        found.append(("color", {"mode": "fixed", "fixedColor": query.colour}))
+    if query.dashed:
+        found.append(("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}))
+    return [
+        {
+            "matcher": {"id": "byRegexp", "options": _lines(query.name)},
+            "properties": [{"id": key, "value": value}],
+        }
+        for key, value in found
+    ]
+
+
+def _lines(name: str) -> str:
+    """What matches the names of a query's lines."""
+    return "/^" + re.sub(r"\{\{\w+\}\}", ".+", name.replace(".", r"\.")) + "$/"
 
 
 def _variables() -> list[dict[str, Any]]:
@@ -280,7 +305,6 @@ def _variable(name: str, label: str, query: str) -> dict[str, Any]:
         "type": "query",
         "datasource": _SOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": True,

@@ -2,13 +2,17 @@
 (function () {
   var HIDE = null;
   var POINTS = 240;
-  var PALETTE = ["#3b6fd4", "#e07b39", "#2e8b57", "#a05195", "#17a2b8", "#c0262d", "#8a8d2a", "#7a5c48", "#5b6b8c", "#d45087"];
-  var RANGES = [["15m", 900], ["1h", 3600], ["6h", 21600], ["1d", 86400], ["1w", 604800]];
+  var SHOWN = JSON.parse(document.getElementById("panels").textContent);
+  // Where colours begin anew, lines are dashed otherwise.
+  var DASHES = ["", "2 3", "8 3 2 3"];
+  var LIMIT_DASH = "6 4";
+  var RANGES = [["5m", 300], ["15m", 900], ["1h", 3600], ["6h", 21600], ["1d", 86400], ["1w", 604800]];
   var REFRESH_SECONDS = 10;
   var SVG = "http://www.w3.org/2000/svg";
   var chosen = new URLSearchParams(location.search);
-  var seconds = (RANGES.find(function (each) { return each[0] === chosen.get("range"); }) || RANGES[1])[1];
+  var seconds = (RANGES.find(function (each) { return each[0] === chosen.get("range"); }) || RANGES[2])[1];
   var scrapeSeconds = 15;
+  var disks = [];
 
   // What stands for a label in a panel's expression: a name as a regular expression inside quotes, or any.
   function matching(name) {
@@ -24,6 +28,15 @@
 
   function nameOf(pattern, labels) {
     return pattern.replace(/\[(\w+)\]/g, function (all, label) { return labels[label] || ""; });
+  }
+
+  // A disk has one colour in all graphs; other lines take the next one.
+  function lookOf(query, labels, before) {
+    var at = labels.disk ? Math.max(0, disks.indexOf(labels.disk)) : before, palette = SHOWN.palette;
+    return {
+      colour: query.colour || palette[at % palette.length],
+      dash: query.dashed ? LIMIT_DASH : DASHES[Math.floor(at / palette.length) % DASHES.length],
+    };
   }
 
   function short(value, factor, units) {
@@ -50,7 +63,7 @@
     var base = unit === "bytes" || unit === "bytes/s" ? 1024 : 10;
     var raw = (most > 0 ? most : 1) / 4;
     var scale = Math.pow(base, Math.floor(Math.log(raw) / Math.log(base) + 1e-9));
-    var steps = base === 10 ? [1, 2, 2.5, 5, 10] : [1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 400, 512, 1024];
+    var steps = base === 10 ? [1, 2, 2.5, 5, 10] : [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
     var step = steps.find(function (each) { return each * scale >= raw * (1 - 1e-9); }) * scale;
     var found = [];
     for (var at = 0; at < most + step * 0.999; at += step) { found.push(at); }
@@ -84,6 +97,8 @@
     values.forEach(function (value, at) {
       if (value === HIDE) { pen = false; return; }
       text += (pen ? "L" : "M") + x(at).toFixed(1) + " " + y(value).toFixed(1);
+      // Alone it would be nothing.
+      if (!pen && (at + 1 === values.length || values[at + 1] === HIDE)) { text += "h2"; }
       pen = true;
     });
     return text;
@@ -109,6 +124,15 @@
     var day = new Date(at * 1000), two = function (n) { return (n < 10 ? "0" : "") + n; };
     var time = two(day.getHours()) + ":" + two(day.getMinutes());
     return seconds > 86400 ? two(day.getMonth() + 1) + "-" + two(day.getDate()) + " " + time : time;
+  }
+
+  // Round times of the day, not more than `most` of them.
+  function moments(start, span, most) {
+    var minutes = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080];
+    var step = 60 * (minutes.find(function (each) { return span / each / 60 <= most; }) || 43200);
+    var away = -60 * new Date(start * 1000).getTimezoneOffset(), found = [];
+    for (var at = Math.ceil((start + away) / step) * step - away; at <= start + span; at += step) { found.push(at); }
+    return found;
   }
 
   function node(name, attributes, text) {
@@ -147,7 +171,7 @@
   }
 
   Graph.prototype.load = function () {
-    var self = this, step = Math.max(1, Math.ceil(seconds / POINTS));
+    var self = this, step = Math.max(1, seconds / POINTS);
     var end = Math.floor(Date.now() / 1000 / step) * step, start = end - (POINTS - 1) * step;
     var rate = Math.max(4 * scrapeSeconds, step);
     return Promise.all(this.panel.queries.map(function (query) {
@@ -157,9 +181,12 @@
       answers.forEach(function (answer, index) {
         var query = self.panel.queries[index];
         answer.result.forEach(function (found) {
-          var colour = query.colour || PALETTE[lines.length % PALETTE.length];
-          lines.push({ name: nameOf(query.name, found.metric), colour: colour, values: onGrid(found.values, start, step, POINTS) });
+          var look = lookOf(query, found.metric, lines.length);
+          lines.push({ name: nameOf(query.name, found.metric), host: found.metric.instance, colour: look.colour, dash: look.dash, values: onGrid(found.values, start, step, POINTS) });
         });
+      });
+      lines.forEach(function (line) {
+        line.twice = lines.some(function (other) { return other !== line && other.name === line.name; });
       });
       self.draw(lines, start, step);
     }).catch(function (error) {
@@ -192,15 +219,15 @@
       made.push(node("line", { "class": "grid", x1: left, x2: width - 4, y1: y(mark), y2: y(mark) }));
       made.push(node("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, show(mark, unit)));
     });
-    [0, 1, 2, 3, 4].forEach(function (part) {
-      var at = part / 4 * (POINTS - 1);
-      made.push(node("text", { x: x(at), y: height - 3, "text-anchor": part === 0 ? "start" : part === 4 ? "end" : "middle" }, clock(start + at * step)));
+    moments(start, (POINTS - 1) * step, (width - left) / 80).forEach(function (moment) {
+      var place = x((moment - start) / step), anchor = place < left + 30 ? "start" : place > width - 30 ? "end" : "middle";
+      made.push(node("text", { x: place, y: height - 3, "text-anchor": anchor }, clock(moment)));
     });
     lines.forEach(function (line, index) {
       if (layers) {
-        made.push(node("path", { "class": "data", d: area(layers[index], x, y), fill: line.colour, "fill-opacity": 0.75 }));
+        made.push(node("path", { "class": "data", d: area(layers[index], x, y), fill: line.colour, "fill-opacity": 0.8, stroke: line.colour, "stroke-width": 0.5 }));
       } else {
-        made.push(node("path", { "class": "data", d: path(line.values, x, y), fill: "none", stroke: line.colour, "stroke-width": 1.5, "stroke-linejoin": "round" }));
+        made.push(node("path", { "class": "data", d: path(line.values, x, y), fill: "none", stroke: line.colour, "stroke-width": 1.8, "stroke-linejoin": "round", "stroke-linecap": "round", "stroke-dasharray": line.dash || "none" }));
       }
     });
     this.cursor = node("line", { "class": "cursor", y1: 6, y2: height - bottom });
@@ -218,9 +245,9 @@
     this.legend.replaceChildren.apply(this.legend, this.lines.map(function (line) {
       var last = at;
       while (last > 0 && line.values[last] === HIDE && at - last < 6) { last -= 1; }
-      var item = html("span"), mark = html("i");
-      mark.style.background = line.colour;
-      item.append(mark, line.name + " ", html("b", "", show(line.values[last], unit)));
+      var item = html("span"), mark = html("i", line.dash ? "dashed" : "");
+      mark.style.color = line.colour;
+      item.append(mark, line.name + (line.twice ? " on " + line.host : "") + " ", html("b", "", show(line.values[last], unit)));
       return item;
     }));
   };
@@ -247,10 +274,10 @@
     return ask("alerts", {}).then(function (found) {
       document.querySelectorAll("#wrong li[data-alert]").forEach(function (item) {
         var alert = found.alerts.find(function (each) {
-          var labels = each.labels, words = item.textContent;
-          return labels.alertname === item.dataset.alert && [labels.disk, labels.guest, labels.room, labels.instance].every(function (label) { return !label || words.indexOf(label) >= 0; });
+          var labels = each.labels, of = labels.disk || labels.guest || labels.room || "";
+          return labels.alertname === item.dataset.alert && of === item.dataset.of && (labels.instance || "") === item.dataset.instance;
         });
-        if (alert && alert.annotations.summary) { item.append(" — " + alert.annotations.summary); }
+        if (alert && alert.annotations.summary) { item.querySelector("span").textContent = alert.annotations.summary; }
       });
     }).catch(function () {});
   }
@@ -271,6 +298,10 @@
     }).catch(function () {});
   }
 
+  function findDisks() {
+    return ask("label/disk/values", { "match[]": "swaptide_disk_size_bytes" }).then(function (found) { disks = found; }).catch(function () {});
+  }
+
   function duration(text) {
     var units = { ms: 0.001, s: 1, m: 60, h: 3600 }, total = 0;
     String(text).replace(/([0-9.]+)(ms|s|m|h)/g, function (all, number, unit) { total += Number(number) * units[unit]; return ""; });
@@ -287,10 +318,10 @@
   }
 
   function main() {
-    var graphs = JSON.parse(document.getElementById("panels").textContent).map(function (panel) { return new Graph(panel); });
+    var graphs = SHOWN.panels.map(function (panel) { return new Graph(panel); });
     graphs.forEach(function (graph) { document.getElementById("graphs").appendChild(graph.figure); });
     function load() {
-      return graphs.reduce(function (before, graph) { return before.then(function () { return graph.load(); }); }, Promise.resolve());
+      return graphs.reduce(function (before, graph) { return before.then(function () { return graph.load(); }); }, findDisks());
     }
     function again() {
       setTimeout(function () {

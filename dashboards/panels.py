@@ -14,19 +14,31 @@ TIERS: Final = (
     ("spilled", "on disk"),
     ("same_filled", "same-filled"),
 )
-RAW, PACKED, SPILLED, SAME = "#2e8b57", "#17a2b8", "#3b6fd4", "#a05195"
+# Each of them has its colour wherever it is drawn, much as in `swaptide top`; other lines have others.
+# People who see few colours can tell them apart: most are of Okabe and Ito.
+COLOURS: Final = {
+    "raw": "#009e73",
+    "packed": "#56b4e9",
+    "spilled": "#0072b2",
+    "same_filled": "#cc79a7",
+    "overhead": "#c4c4c4",
+}
+PALETTE: Final = ("#ff8000", "#b829ff", "#b9a06e", "#914646", "#465f91", "#c61010")
+RAW, PACKED, SPILLED, SAME, OVERHEAD = COLOURS.values()
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
     """One expression; `name` is what its lines are called, where {{label}} stands for a label's value.
 
-    `colour` is for an expression of one line; None takes the next one of the palette.
+    `colour` is for an expression of one line; None takes that of the line's disk, or the next of the palette.
+    `dashed` is for a limit beside what it limits.
     """
 
     expr: str
     name: str
     colour: str | None = None
+    dashed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +85,8 @@ def _quantile(quantile: float, buckets: str) -> str:
     return f"histogram_quantile({quantile}, sum by (le) (rate({buckets}[@rate])))"
 
 
-def _by_disk(expr: str, name: str = "{{disk}}") -> Query:
-    return Query(expr, name)
+def _by_disk(expr: str, name: str = "{{disk}}", dashed: bool = False) -> Query:
+    return Query(expr, name, dashed=dashed)
 
 
 PANELS: Final = (
@@ -105,7 +117,7 @@ PANELS: Final = (
                 (
                     ("raw", "raw", RAW),
                     ("packed", "packed", PACKED),
-                    ("overhead", "tables and slack", "#999999"),
+                    ("overhead", "tables and slack", OVERHEAD),
                 ),
             ),
         ),
@@ -117,7 +129,7 @@ PANELS: Final = (
         "bytes",
         (
             _by_disk("sum by (instance, disk) (swaptide_disk_ram_bytes{@disk})", "{{disk}}"),
-            _by_disk("sum by (instance, disk) (swaptide_disk_target_bytes{@disk})", "{{disk}} target"),
+            _by_disk("sum by (instance, disk) (swaptide_disk_target_bytes{@disk})", "{{disk}} target", True),
         ),
     ),
     Panel(
@@ -156,6 +168,7 @@ PANELS: Final = (
             Query(
                 _quantile(0.99, 'swaptide_disk_request_duration_seconds_bucket{kind="miss",@disk}'),
                 "p99 from disk",
+                SPILLED,
             ),
         ),
     ),
@@ -206,7 +219,7 @@ PANELS: Final = (
         "bytes",
         (
             Query("swaptide_room_free_bytes{@host}", "{{room}} free"),
-            Query("swaptide_room_reserve_bytes{@host}", "{{room}} to stay free"),
+            Query("swaptide_room_reserve_bytes{@host}", "{{room}} to stay free", dashed=True),
             Query("swaptide_reservations_held_bytes{@host}", "held for reservations"),
         ),
     ),
@@ -259,6 +272,7 @@ PANELS: Final = (
             Query("swaptide_guest_actual_bytes{@host}", "{{guest}} has"),
             Query("swaptide_guest_available_bytes{@host}", "{{guest}} available"),
         ),
+        wide=True,
     ),
 )
 

@@ -31,13 +31,11 @@ class PrometheusError(Exception):
     """It does not run, or does not answer as asked; str() is one line that says why."""
 
 
-class Prometheus:
-    """One that runs.  `url` is where its pages are, without a slash at the end."""
+class Answers:
+    """What a Prometheus says, whoever runs it.  `url` is where its pages are, without a slash at the end."""
 
-    def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: pathlib.Path) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self.process = process
-        self._log = log
 
     def ask(self, kind: str, **parameters: str) -> Any:
         """The data of an answer of its interface; raises PrometheusError with its reason if there is none."""
@@ -57,6 +55,15 @@ class Prometheus:
         with urllib.request.urlopen(self.url + path, timeout=_ANSWER_SECONDS) as answer:
             text: str = answer.read().decode()
             return text
+
+
+class Prometheus(Answers):
+    """One of our own."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: pathlib.Path) -> None:
+        super().__init__(url)
+        self.process = process
+        self._log = log
 
     def last_words(self) -> str:
         """The end of what it logged, on one line."""

@@ -15,6 +15,8 @@ NARROW_CHARS = 80
 _WIDE_CHARS = 104
 _NAME_CHARS = 12
 _LEAST_BAR_CHARS = 8
+# What is said of a room at most.
+_ROOM_CHARS = len("99.9G of 99.9G free, keeps 99.9G, disks have 99.9G")
 # Headers and widths; the second where there is room for it.
 _NUMBERS = (("RAM", 5), ("TARGET", 6), ("HIT", 5), ("P99", 5), ("STALL", 5), ("OUT", 5), ("IN", 5))
 _MORE_NUMBERS = (("CAP", 5), ("RATIO", 5), ("P50", 5), ("WR99", 5))
@@ -135,7 +137,7 @@ def _host(view: looks.View, frame: Frame) -> list[RenderableType]:
     table.add_column(max_width=_NAME_CHARS, no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    chars = _bar_chars(frame, 56)
+    chars = _bar_chars(frame, _NAME_CHARS + 2 + _ROOM_CHARS)
     for room in view.host["rooms"]:
         whole, free, kept = room["size_bytes"], room["free_bytes"], room["reserve_bytes"]
         ours = min(view.ram_bytes, max(0, whole - free))
@@ -228,17 +230,11 @@ def _guests(view: looks.View, frame: Frame) -> list[RenderableType]:
 def _legend(glyphs: Glyphs) -> Text:
     """What the bars mean, and the two directions."""
     return Text.assemble(
-        (glyphs.raw, _RAW),
-        " raw ",
-        (glyphs.packed, _PACKED),
-        " packed ",
-        (glyphs.spilled, _SPILLED),
-        " on disk ",
-        (glyphs.same, _SAME),
-        " same-filled ",
-        (glyphs.rest, _FAINT),
-        " empty  STALL OUT IN: each second",
-        style=_FAINT,
+        *((glyphs.raw, _RAW), (" raw ", _FAINT)),
+        *((glyphs.packed, _PACKED), (" packed ", _FAINT)),
+        *((glyphs.spilled, _SPILLED), (" on disk ", _FAINT)),
+        *((glyphs.same, _SAME), (" same-filled ", _FAINT)),
+        *((glyphs.rest, _FAINT), (" empty  STALL OUT IN: each second", _FAINT)),
     )
 
 

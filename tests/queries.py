@@ -18,13 +18,15 @@ _RULE = re.compile(
     r"^ {6}- (alert|record): (\S+)\n(?: {8}#.*\n)*? {8}expr: (?:\|\n((?: {10}.*\n)+)|(.+)\n)", re.MULTILINE
 )
 METRIC = re.compile(r"\bswaptide_\w+")
+_SELECTOR = re.compile(r"\b(?:swaptide[\w:]+\b|\w+(?=\{))(?:\{[^}]*\})?")
+_MATCHER = re.compile(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"')
 
 
 def page_panels() -> list[dict[str, Any]]:
     """The graphs of the page."""
     match = _PANELS.search(PAGE.read_text())
     assert match is not None
-    found: list[dict[str, Any]] = json.loads(match[1])
+    found: list[dict[str, Any]] = json.loads(match[1])["panels"]
     return found
 
 
@@ -48,6 +50,16 @@ def grafana() -> dict[str, Any]:
 def grafana_targets() -> list[dict[str, Any]]:
     """Every query of it."""
     return [target for panel in grafana()["panels"] for target in panel["targets"]]
+
+
+def selectors(expr: str) -> list[str]:
+    """The series that it asks for: names with their labels."""
+    return _SELECTOR.findall(expr)
+
+
+def matchers(selector: str) -> list[tuple[str, list[str]]]:
+    """The labels of a selector, and the values that each is compared with."""
+    return [(label, values.split("|")) for label, values in _MATCHER.findall(selector)]
 
 
 def chosen(expr: str, window: str = "1m") -> str:

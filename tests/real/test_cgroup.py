@@ -29,9 +29,9 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def limited(limit_bytes: int) -> Iterator[pathlib.Path]:
+def limited(limit_bytes: int, name: str | None = None) -> Iterator[pathlib.Path]:
     """A v1 memory cgroup of our own."""
-    group = V1 / f"swaptide-test-{os.getpid()}"
+    group = V1 / (name or f"swaptide-test-{os.getpid()}")
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(limit_bytes))

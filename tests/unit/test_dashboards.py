@@ -1,6 +1,7 @@
 """The dashboards' files agree with each other, with what is measured, and with what is documented."""
 
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from dashboards import build, panels
 from swaptide.cache import metrics as disk_metrics
 from swaptide.host import metrics as host_metrics
 from tests import queries
+from tests.hygiene import test_metrics_doc
 
 DOCUMENT = (queries.ROOT / "docs/dashboard.md").read_text()
 
@@ -42,27 +44,65 @@ def test_only_metrics_that_there_are() -> None:
     assert len(used) > 30
 
 
-def test_grafana_takes_its_structure() -> None:
-    made = queries.grafana()
-    drawn = made["panels"]
-    assert len({panel["id"] for panel in drawn}) == len(drawn)
-    names = {variable["name"] for variable in made["templating"]["list"]}
-    assert names == {"datasource", "instance", "disk"}
-    for panel in drawn:
-        refs = [target["refId"] for target in panel["targets"]]
-        assert refs and len(set(refs)) == len(refs)
-        assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
-        for used in re.findall(r"\$(\w+)", " ".join(target["expr"] for target in panel["targets"])):
-            assert used in {*names, "__rate_interval"}
+def test_only_labels_and_values_that_there_are() -> None:
+    """`tier!="spiled"` has data, and more than it should."""
+    labels = {metric.name: metric.labels for metric in (*disk_metrics.CATALOGUE, *host_metrics.CATALOGUE)}
+    labels["ALERTS"] = ("alertname", "alertstate")
+    compared = 0
+    for selector in {each for expr in every_expr() for each in queries.selectors(expr)}:
+        name = re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", selector)
+        for label, values in queries.matchers(selector):
+            assert label in (*labels.get(name, ()), "instance", "job"), selector
+            known = test_metrics_doc.VALUES.get((name, label))
+            if known is not None:
+                assert set(values) <= set(known), selector
+                compared += 1
+    assert compared > 10
 
 
-def test_grafana_panels_do_not_overlap() -> None:
-    places = [panel["gridPos"] for panel in queries.grafana()["panels"]]
-    for one, other in itertools.combinations(places, 2):
-        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert apart_x or apart_y, (one, other)
-    assert all(place["x"] + place["w"] <= 24 for place in places)
+# What people see who lack one of the three kinds of cones (Machado, Oliveira and Fernandes, 2009).
+BLINDNESS = {
+    "none": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "protan": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "deutan": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "tritan": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
+}
+# Twice what is seen as another colour where two areas touch, in CIE's Lab.
+APART = 15.0
+
+
+def lab(colour: str, kind: str) -> tuple[float, float, float]:
+    """A colour as such a person sees it."""
+    linear = [(each / 255) ** 2.2 for each in bytes.fromhex(colour.removeprefix("#"))]
+    red, green, blue = (
+        min(1.0, max(0.0, sum(factor * each for factor, each in zip(row, linear, strict=True))))
+        for row in BLINDNESS[kind]
+    )
+    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.9505
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.089
+    fx, fy, fz = (each ** (1 / 3) if each > 0.008856 else 7.787 * each + 16 / 116 for each in (x, y, z))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_are_told_apart_by_everybody(kind: str) -> None:
+    for several in (tuple(panels.COLOURS.values()), panels.PALETTE):
+        for one, other in itertools.combinations(several, 2):
+            assert math.dist(lab(one, kind), lab(other, kind)) > APART, (one, other)
+    assert not set(panels.PALETTE) & set(panels.COLOURS.values())
 
 
 def test_every_alert_is_tried_and_documented() -> None:

@@ -40,7 +40,7 @@ def test_no_machine_paths() -> None:
 
 
 def test_no_wait_that_loses_its_end() -> None:
-    """asyncio.wait_for of Python 3.11 swallows a cancellation that comes with the result; asyncio.timeout never."""
+    """asyncio.wait_for of Python 3.11 swallows a cancellation that comes with the result."""
     found = [
         tree.label(path)
         for path in tree.named(".py")

@@ -403,7 +403,7 @@ def test_a_region_that_cannot_be_read_is_an_error_for_its_pages_until_it_can(
         # The file ends in the middle of a piece; a direct read brings whole sectors.
         certain = {page for page, home in at.items() if home.offset >= end}
         assert certain <= lost <= {page for page, home in at.items() if home.offset + STRIDE > end - PAGE}
-        assert 3 * PIECES < len(lost) < len(at)
+        assert PIECES < len(lost) < len(at)  # how full the last slots are is the movers' affair
         assert counter(disk, "spill_read_errors") >= len(lost)
         image_write(image, content)
         assert guest.lost() == set()

@@ -298,6 +298,7 @@ def test_interrupted_while_it_waits_it_gives_up(how: signal.Signals) -> None:
                 [*daemons.COMMAND, "reserve", str(host.available_bytes() + 32 * MIB), "--deadline", "10m"]
                 + ["--run-dir", str(daemon.run_dir)],
                 stderr=tty,
+                env={**os.environ, "TERM": "xterm"},
             )
             shown = read_until(screen, " available")
             assert re.search(r"[0-9.]+M of [0-9.]+M available", shown)

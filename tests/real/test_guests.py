@@ -46,6 +46,16 @@ def fails(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) 
         assert word in done.stderr, done.stderr
 
 
+def half_attached(
+    daemon: daemons.Daemon, vm: machines.Qemu, report: dict[str, Any]
+) -> "subprocess.Popen[str]":
+    """`swaptide attach` under way: QEMU has the device, the guest, which runs nothing, does not take it."""
+    words = ["attach", "g1", "--qmp", str(vm.qmp), "--deadline", "60s", "--run-dir", str(daemon.run_dir)]
+    command = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    daemons.wait_for(lambda: f"swaptide-{report['id'][:8]}" in vm.devices())
+    return command
+
+
 # -- registered guests
 
 
@@ -187,9 +197,7 @@ def test_what_the_guest_keeps_is_cleared_away_when_it_lets_go(daemon: daemons.Da
 def test_a_command_that_is_interrupted_undoes_it(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     with machines.running(daemon.root, *machines.PORT, *machines.NATIVE) as vm:
-        words = ["attach", "g1", "--qmp", str(vm.qmp), "--deadline", "60s", "--run-dir", str(daemon.run_dir)]
-        command = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
-        daemons.wait_for(lambda: f"swaptide-{report['id'][:8]}" in vm.devices())
+        command = half_attached(daemon, vm, report)
         command.send_signal(signal.SIGINT)
         said = command.communicate(timeout=20)[1]
         assert command.returncode == 130 and "taken out again" in said, said
@@ -199,9 +207,7 @@ def test_a_command_that_is_interrupted_undoes_it(daemon: daemons.Daemon) -> None
 def test_a_daemon_that_ends_undoes_it(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     with machines.running(daemon.root, *machines.PORT, *machines.NATIVE) as vm:
-        words = ["attach", "g1", "--qmp", str(vm.qmp), "--deadline", "60s", "--run-dir", str(daemon.run_dir)]
-        command = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
-        daemons.wait_for(lambda: f"swaptide-{report['id'][:8]}" in vm.devices())
+        command = half_attached(daemon, vm, report)
         daemon.stop()
         assert command.communicate(timeout=20)[1] and command.returncode == 1
         assert clean(vm, report)
@@ -300,9 +306,7 @@ def test_a_disk_that_qemu_may_not_open_is_told(daemon: daemons.Daemon) -> None:
 def test_a_guest_that_dies_while_a_disk_is_attached(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     with machines.running(daemon.root, *machines.PORT, *machines.NATIVE) as vm:
-        words = ["attach", "g1", "--qmp", str(vm.qmp), "--deadline", "60s", "--run-dir", str(daemon.run_dir)]
-        command = subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True)
-        daemons.wait_for(lambda: f"swaptide-{report['id'][:8]}" in vm.devices())
+        command = half_attached(daemon, vm, report)
         vm.stop()
         said = command.communicate(timeout=20)[1]
         assert command.returncode == 1 and said.startswith("swaptide: ") and said.count("\n") == 1, said

@@ -94,6 +94,18 @@ def client_of(disk: server.Server) -> Iterator[Client]:
             client.handle.shutdown()
 
 
+def send_until_one_waits(guest: Client, face: StateFace) -> None:
+    """Write page 1 as version 1 until the freeze holds it up: what comes before the disk has heard of it lands."""
+
+    def waits() -> bool:
+        if guest.unanswered() == 0:
+            guest.send(1, 1)
+            guest.push()
+        return face.counters()["frozen_waits"] == 1
+
+    wait_for(waits)
+
+
 def test_writes_land_after_the_thaw_and_reads_go_on(tmp_path: pathlib.Path) -> None:
     with (
         server.serving(tmp_path, size=str(SIZE), ram="96M") as disk,
@@ -223,9 +235,7 @@ def test_a_write_to_the_store_that_hangs_is_waited_for(tmp_path: pathlib.Path) -
             face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
             time.sleep(0.5)  # until something is on its way
             word = face.set_frozen(True)
-            guest.send(1, 1)
-            guest.push()
-            wait_for(lambda: face.counters()["frozen_waits"] == 1)
+            send_until_one_waits(guest, face)
             time.sleep(0.3)
             assert face.counters()["frozen_seen"] != word
             guest.check(*range(2, 300))

@@ -10,6 +10,8 @@ export PYTHONSAFEPATH := 1
 
 # What `make test` has to run and pass at least, so that skipping cannot look like success.  Raise it with the tests.
 MIN_TESTS := 1700
+# The same for `make cluster-test`.
+MIN_CLUSTER_TESTS := 9
 # More arguments for pytest: make test ARGS="-k layout -x"  (the minimum does not hold then).
 ARGS :=
 # How guests run: make vm-test ACCEL=kvm|tcg; otherwise found out by booting one.
@@ -34,7 +36,12 @@ run: setup ## watch a guest swap while its cache is squeezed and opened again (A
 .PHONY: test
 test: ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
 	@.ci/setup test
-	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long" --session-timeout=2100 $(ARGS)
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long and not cluster" --session-timeout=2100 $(ARGS)
+
+.PHONY: cluster-test
+cluster-test: ## a disk whose spill is on a real Ceph cluster, made here for it, under five minutes (installs Ceph)
+	@.ci/setup cluster
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_CLUSTER_TESTS)) $(PYTEST) tests/cluster --session-timeout=290 $(ARGS)
 
 .PHONY: vm-test
 vm-test: setup ## every guest scenario (ACCEL=kvm|tcg)
@@ -103,10 +110,12 @@ pictures: ## draw docs/dashboard.png and docs/top.svg anew, of a real daemon at 
 	@$(PYTHON) tests/real/pictures.py
 
 KILLS := 200
+# What the tortured disk spills to: file or nbd.
+STORE := file
 
 .PHONY: torture
-torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200)
-	@$(PYTHON) tests/real/torture.py --kills $(KILLS)
+torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200, STORE=file|nbd)
+	@$(PYTHON) tests/real/torture.py --kills $(KILLS) --store $(STORE)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, cython-lint

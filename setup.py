@@ -11,6 +11,11 @@ SANITIZE = os.environ.get("SWAPTIDE_SANITIZE", "")
 POINTS: list[tuple[str, str | None]] = [("SWAPTIDE_POINTS", None)]
 MACROS = POINTS if os.environ.get("SWAPTIDE_POINTS") else []
 FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
+_CODECS = ["crypto", "lz4", "zstd"]
+LIBRARIES = {
+    **dict.fromkeys(("ahead", "image", "log", "moves"), _CODECS),
+    **dict.fromkeys(("link", "remote"), ["nbd"]),
+}
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
 
@@ -28,7 +33,7 @@ def extensions() -> list[Extension]:
             define_macros=MACROS,
             extra_link_args=LINK,
             include_dirs=["cache", "nbdkit_plugin"],
-            libraries=["crypto", "lz4", "zstd"] if path.stem in ("ahead", "image", "log", "moves") else [],
+            libraries=LIBRARIES.get(path.stem, []),
             depends=[
                 str(p.relative_to(root))
                 for room in ("cache", "nbdkit_plugin")

@@ -36,6 +36,7 @@ MODULES: tuple[str, ...] = (
     "bench.rows_cap",
     "bench.rows_packed",
     "bench.rows_reclaim",
+    "bench.rows_remote",
     "bench.rows_guest",
     "bench.rows_memory",
     "bench.rows_cost",

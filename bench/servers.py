@@ -77,13 +77,13 @@ class Server:
 class Tuning:
     """How ours is set up beside its sizes; None is swaptide's default.
 
-    `spill` is a device in the place of a file that is made in the server's directory.
+    `spill` is a device or an NBD URI in the place of a file that is made in the server's directory.
     """
 
     encrypt: bool = True
     compress: str | None = None
     clean_ahead_percent: int | None = None
-    spill: pathlib.Path | None = None
+    spill: pathlib.Path | str | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's parameters, without the spill file's."""
@@ -230,7 +230,7 @@ def serve_swaptide(
         where = "a tmpfs with huge pages, as the daemon mounts it" if place.mounted else "/dev/shm"
         begun = time.monotonic()
         with process.running(directory, command) as (pid, socket):
-            files = (spill,) if tuning.spill is None else ()
+            files = (directory / "bench.spill",) if tuning.spill is None else ()
             notes = (f"swaptide's state file is on {where}",)
             yield Swaptide(pid, socket, files, notes, state, time.monotonic() - begun)
 

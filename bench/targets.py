@@ -96,6 +96,18 @@ TARGETS: Final[tuple[Target, ...]] = (
         *("squeeze-half-clean-under-load", "hit p99"),
     ),
     Target(
+        *("segments written to an NBD server", "nbdcopy onto such a server", "at least", 0.8),
+        *("remote-spill", "written"),
+    ),
+    Target(
+        *("random reads of pages on an NBD server, depth 16", "nbdkit nbd, as a proxy", "at least", 1.0),
+        *("remote-read-4k-d16", "rate"),
+    ),
+    Target(
+        *("the same, with a server 1 ms away", "no proxy", "at least", 0.8),
+        *("remote-read-4k-d16-1ms", "rate"),
+    ),
+    Target(
         *("RAM for metadata per stored page, raw", "", "at most", 12.0),
         *("metadata", "metadata, raw", "bytes"),
     ),

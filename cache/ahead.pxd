@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from swaptide.cache.image cimport SpillFile
+from swaptide.cache.image cimport Spill
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
@@ -41,7 +41,7 @@ cdef class Ahead:
     cdef uint32_t asked
     cdef uint64_t *counters
 
-    cdef int find(self, const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t first, uint32_t count,
+    cdef int find(self, const Spill *spill, uint64_t write, uint32_t slot, uint32_t first, uint32_t count,
                   char **chunks) noexcept nogil
     cdef void release(self, int window) noexcept nogil
     cdef Window *_holding(self, uint64_t write, uint32_t first, uint32_t count) noexcept nogil

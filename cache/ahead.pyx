@@ -18,7 +18,7 @@ from posix.stdlib cimport posix_memalign
 
 from swaptide.cache.atomics cimport count64
 from swaptide.cache.entry cimport CHUNKS, PAGE_BYTES
-from swaptide.cache.image cimport STRIDE, SpillFile, chunks_read
+from swaptide.cache.image cimport STRIDE, Spill, chunks_read
 from swaptide.cache.pthread cimport (
     pthread_cond_broadcast,
     pthread_cond_destroy,
@@ -58,7 +58,7 @@ cdef class Ahead:
         pthread_cond_destroy(&self.filled)
         pthread_mutex_destroy(&self.lock)
 
-    cdef int find(self, const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t first, uint32_t count,
+    cdef int find(self, const Spill *spill, uint64_t write, uint32_t slot, uint32_t first, uint32_t count,
                   char **chunks) noexcept nogil:
         """The window that holds `count` chunks of a disk-pinned segment, and where in it they are; read now
         if they are read in order.  -1: none, read them yourself.  Give it back with `release`.

@@ -14,7 +14,19 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from swaptide.cache import face, geometry, guard, keys, layout, recovery, spillfile, statefile, swaplabel
+from swaptide.cache import (
+    exports,
+    face,
+    geometry,
+    guard,
+    keys,
+    layout,
+    recovery,
+    spillfile,
+    statefile,
+    swaplabel,
+    uris,
+)
 from swaptide.cache.errors import UsageError
 from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
@@ -38,7 +50,8 @@ class Settings:
     `target_bytes` is what of `ram_bytes` a new disk may use at first; None for all of it.
 
     `encrypt`, `compress` (one of layout.COMPRESS) and `clean_ahead` (a share of the target) of None mean yes,
-    lz4 and a quarter for a new disk, and as it is for one that exists.
+    lz4 and a quarter for a new disk, and as it is for one that exists.  `spill_timeout_seconds` is how long
+    reads wait for a spill server that is gone; None for the default.
     """
 
     size_bytes: int | None = None
@@ -47,7 +60,8 @@ class Settings:
     target_bytes: int | None = None
     name: str = "swaptide"
     state: pathlib.Path | None = None
-    spill: pathlib.Path | None = None
+    spill: uris.Place | None = None
+    spill_timeout_seconds: float | None = None
     swap_label: str = ""
     encrypt: bool | None = None
     compress: str | None = None
@@ -55,10 +69,14 @@ class Settings:
     force: bool = False
 
 
+# A file or device, or an NBD export; both have the same methods.
+Spill = spillfile.SpillFile | exports.Export
+
+
 class Engine:
     """A disk that is prepared; `log` serves it.  Tests move by hand with `segments` and `moves`."""
 
-    def __init__(self, state: statefile.StateFile, spill: spillfile.SpillFile, key: bytearray | None) -> None:
+    def __init__(self, state: statefile.StateFile, spill: Spill, key: bytearray | None) -> None:
         """`key` is wiped: every part that needs it has taken it up when this returns."""
         self._state = state
         self._spill = spill
@@ -68,9 +86,7 @@ class Engine:
             state.mapping,
             self.segments,
             state.shape.size_bytes,
-            spill.fd,
-            spill.align,
-            spill.direct,
+            spill.store,
             geometry.SPILL_HEADER_BYTES,
             uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
             key,
@@ -95,6 +111,7 @@ class Engine:
     @property
     def spill_fd(self) -> int:
         """The descriptor of the spill file, which tests put faults under."""
+        assert isinstance(self._spill, spillfile.SpillFile)
         return self._spill.fd
 
     @classmethod
@@ -149,12 +166,21 @@ class Engine:
         return keys.make(state.identity.disk_id)
 
     @staticmethod
-    def _make_spill(settings: Settings, state: statefile.StateFile) -> spillfile.SpillFile:
+    def _make_spill(settings: Settings, state: statefile.StateFile) -> Spill:
         path = settings.spill
+        where = str(state.path.resolve()) if state.path is not None else ""
+        if isinstance(path, uris.Uri):
+            return exports.create(
+                path,
+                state.shape,
+                state.identity.disk_id,
+                where,
+                force=settings.force,
+                timeout_seconds=_timeout(settings),
+            )
         if path is None and state.path is not None:
             # The state file outlives this process, so what it points to must as well.
             path = spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
-        where = str(state.path.resolve()) if state.path is not None else ""
         return spillfile.create(path, state.shape, state.identity.disk_id, where, force=settings.force)
 
     @classmethod
@@ -172,8 +198,7 @@ class Engine:
                     f"encrypt={'yes' if settings.encrypt else 'no'}: the disk in {settings.state} was made"
                     " the other way, and keeps to it"
                 )
-            path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{state.identity.disk_id}.spill"
-            spill = spillfile.reopen(path, state.shape, state.identity.disk_id)
+            spill = cls._reopen_spill(settings, state)
             key, taken = keys.take_over(state.identity.disk_id) if state.identity.encrypted else (None, 0)
             engine = cls(state, spill, key)
             engine._recover(taken)
@@ -183,6 +208,18 @@ class Engine:
         except BaseException:
             state.close()
             raise
+
+    @staticmethod
+    def _reopen_spill(settings: Settings, state: statefile.StateFile) -> Spill:
+        disk_id = state.identity.disk_id
+        if isinstance(settings.spill, uris.Uri):
+            # Whoever let go of its store in peace took its number away.
+            died = state.mapping.counter_word(layout.COUNTERS.index("owner_pid")) != 0
+            return exports.reopen(
+                settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
+            )
+        path = settings.spill or spillfile.DEFAULT_DIRECTORY / f"swaptide-{disk_id}.spill"
+        return spillfile.reopen(path, state.shape, disk_id)
 
     def _recover(self, taken: int) -> None:
         same = recovery.recover(self.segments, taken)
@@ -222,10 +259,17 @@ class Engine:
         sys.setswitchinterval(SWITCH_SECONDS)
         guard.protect(self._state.mapping, may_be_swapped=self._state.may_be_swapped)
         mapping = self._state.mapping
+        self._spill.start(may_die=self._state.path is not None)
         movers = Movers(self.moves, self.segments, self._kick_fd)
         # Measures the base, so it comes when every buffer is there.
         self._governor = Governor(
-            mapping, self.segments, movers, self._state.fd, self._state.path, self._spill.reserved_bytes
+            mapping,
+            self.segments,
+            movers,
+            self._state.fd,
+            self._state.path,
+            self._spill.reserved_bytes,
+            self._spill.trouble,
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
@@ -235,9 +279,12 @@ class Engine:
     def stop(self) -> None:
         """End the movers; what is in the state file and on disk stays as it is."""
         self.segments.stop()
+        # Before the movers end: one that waits for a server that is gone would never.
+        cut_off = self._spill.wind_up()
         if self._runner is not None:
             self._runner.stop()
-        self._announce(0, 0)
+        # What was cut off may still reach the store: a successor takes this process for one that died.
+        self._announce(os.getpid() if cut_off else 0, 0)
         self._spill.close()
         self._state.close()
 
@@ -247,14 +294,13 @@ class Engine:
             self._undo(self._state, self._spill)
 
     @staticmethod
-    def _undo(state: statefile.StateFile, spill: spillfile.SpillFile) -> None:
+    def _undo(state: statefile.StateFile, spill: Spill) -> None:
         if state.path is not None and state.identity.encrypted:
             keys.erase(state.identity.disk_id)
         state.discard()
         # Last, for a directory of somebody else's refuses it; what stays is garbage without its state file.
         with contextlib.suppress(OSError):
-            if spill.path is not None:
-                spillfile.release(spill.path, state.identity.disk_id)
+            spill.discard(state.identity.disk_id)
 
     def wake_waiters(self) -> None:
         """Have writers that wait at the cap look whether their client is still there."""
@@ -297,6 +343,11 @@ class Engine:
         mapping = self._state.mapping
         mapping.set_counter_word(layout.COUNTERS.index("owner_pid"), pid)
         mapping.set_counter_word(layout.COUNTERS.index("serving"), serving)
+
+
+def _timeout(settings: Settings) -> float:
+    wanted = settings.spill_timeout_seconds
+    return exports.DEFAULT_TIMEOUT_SECONDS if wanted is None else wanted
 
 
 def check_limits(settings: Settings) -> face.Limits:

@@ -105,6 +105,11 @@ class StateFace:
         """Every word of the counters page by name, as last published."""
         return self._words(geometry.COUNTERS_OFFSET, layout.COUNTERS)
 
+    def trouble(self) -> str:
+        """Why the disk is degraded, in its process's words, which may be anything printable."""
+        raw = self._read(geometry.TROUBLE_OFFSET, geometry.TROUBLE_BYTES).partition(b"\0")[0]
+        return "".join(each for each in raw.decode("utf-8", "replace") if each.isprintable())
+
     def histograms(self) -> Mapping[str, histogram.Histogram]:
         """Latencies and sizes of the requests since the disk was made, by the names in layout.HISTOGRAMS."""
         raw = self._read(geometry.HISTOGRAMS_OFFSET, len(layout.HISTOGRAMS) * histogram.BYTES)

@@ -63,10 +63,13 @@ class Governor:
         state_fd: int,
         state_path: pathlib.Path | None,
         reserved_bytes: int,
+        store_trouble: Callable[[], str] = str,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
         self._movers = movers
+        self._store_trouble = store_trouble
+        self._told_trouble = ""
         self._state_fd = state_fd
         self._state_path = state_path
         self._applying = threading.Lock()
@@ -208,6 +211,10 @@ class Governor:
         request, obeyed = self._control("publish_request"), self._obeyed()
         raw, packed, packed_bytes, clean, disk, disk_bytes = self._segments.tiers()
         now = Snapshot(*self._segments.snapshot())
+        trouble = self._store_trouble() or self._movers.trouble
+        if trouble != self._told_trouble:
+            self._mapping.write_trouble(trouble.encode()[: geometry.TROUBLE_BYTES])
+            self._told_trouble = trouble
         gauges = {
             "stored_pages": raw + packed + disk,
             "raw_bytes": raw * geometry.PAGE_BYTES,
@@ -221,7 +228,7 @@ class Governor:
             "disk_slots_used": now.disk_slots - now.disk_free,
             "droppable_bytes": (now.clean + now.free) * geometry.SEGMENT_BYTES,
             **self._speeds(now),
-            "degraded": int(self._movers.degraded),
+            "degraded": int(bool(trouble)),
             "ram_blocked": int(self._movers.ram_blocked),
         }
         for name, value in gauges.items():

@@ -1,4 +1,4 @@
-"""A segment's image on disk, and the direct I/O that moves it.
+"""A segment's image on disk, and how it goes to the store and back.
 
 2 MiB: the 510 chunks of the segment's content, 4096 bytes and a 16-byte tag each, so that one read brings
 both; then a footer that says which write made it, for people and tools.  The content is the same as in RAM:
@@ -7,10 +7,9 @@ sealed as that page (seal.h); a packed piece lies in one chunk or two.
 Stateless; buffers and sealers are the caller's.  Functions return 0 or a negative errno.
 """
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EIO
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.types cimport off_t
 
 from swaptide.cache.entry cimport (
     CHUNKS,
@@ -23,20 +22,8 @@ from swaptide.cache.entry cimport (
     rmap_of,
 )
 from swaptide.cache.mapping cimport ALIGNED_FLAG, SegmentEntry
-from swaptide.cache.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from swaptide.cache.seal cimport seal, seal_place, sealer, unseal
 
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void *buf, size_t count, off_t offset) noexcept
-    ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset) noexcept
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept
-    enum: RWF_DSYNC
 
 cdef struct Footer:
     char magic[8]
@@ -47,7 +34,7 @@ cdef struct Footer:
 assert SEGMENT_BYTES - IMAGE_FOOTER >= sizeof(Footer) and IMAGE_FOOTER == CHUNKS * STRIDE
 
 
-cdef seal_place place_in(const SpillFile *spill, uint64_t write, uint32_t slot, uint32_t index,
+cdef seal_place place_in(const Spill *spill, uint64_t write, uint32_t slot, uint32_t index,
                          uint32_t page) noexcept nogil:
     cdef seal_place place
     place.disk = spill.disk_seed
@@ -58,7 +45,7 @@ cdef seal_place place_in(const SpillFile *spill, uint64_t write, uint32_t slot, 
     return place
 
 
-cdef int image_make(char *image, sealer *by, char *content, const SpillFile *spill, const SegmentEntry *entry,
+cdef int image_make(char *image, sealer *by, char *content, const Spill *spill, const SegmentEntry *entry,
                     uint32_t slot) noexcept nogil:
     """Lay out and seal the segment whose RAM is `content`; chunks that nothing was handed out of are zeros.
 
@@ -91,7 +78,7 @@ cdef int image_make(char *image, sealer *by, char *content, const SpillFile *spi
     return 0
 
 
-cdef bint chunk_open(char *to, sealer *by, const char *chunk, const SpillFile *spill, uint64_t write,
+cdef bint chunk_open(char *to, sealer *by, const char *chunk, const Spill *spill, uint64_t write,
                      uint32_t slot, uint32_t index, uint32_t page) noexcept nogil:
     """Open a chunk to `to`, which may be `chunk`; False where it is not what was written there.
 
@@ -101,66 +88,29 @@ cdef bint chunk_open(char *to, sealer *by, const char *chunk, const SpillFile *s
     return unseal(by, to, <const unsigned char *> chunk + PAGE_BYTES, chunk, PAGE_BYTES, &place)
 
 
-cdef ssize_t write_there(const SpillFile *spill, const char *data, size_t length, off_t at) noexcept nogil:
-    """As pwrite.  Data that only the page cache took may still be lost: it is written through, and one write
-    after the other, since the kernel tells a failure once, to whoever asks first."""
-    cdef iovec all
-    cdef ssize_t n
-    if spill.in_turn == NULL:
-        return pwrite(spill.fd, data, length, at)
-    all.iov_base = <void *> data
-    all.iov_len = length
-    pthread_mutex_lock(spill.in_turn)
-    n = pwritev2(spill.fd, &all, 1, at, RWF_DSYNC)
-    pthread_mutex_unlock(spill.in_turn)
-    return n
+cdef int image_write(const char *image, const Spill *spill, uint32_t slot) noexcept nogil:
+    return spill.store.write(spill.store.of, image, SEGMENT_BYTES,
+                             spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
 
 
-cdef int image_write(const char *image, const SpillFile *spill, uint32_t slot) noexcept nogil:
-    cdef off_t at = <off_t> (spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
-    cdef size_t done = 0
-    cdef ssize_t n
-    while done < SEGMENT_BYTES:
-        n = write_there(spill, image + done, SEGMENT_BYTES - done, at + <off_t> done)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            return -errno
-        if n == 0:
-            return -EIO
-        # A short direct write may end off the alignment: go back to where it can go on.
-        done += <size_t> n
-        done -= done % spill.align
-        if n < <ssize_t> spill.align and done < SEGMENT_BYTES:
-            return -EIO
-    return 0
+cdef int image_read(char *image, const Spill *spill, uint32_t slot) noexcept nogil:
+    return spill.store.read(spill.store.of, image, SEGMENT_BYTES,
+                            spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
 
 
-cdef int read_full(const SpillFile *spill, char *buffer, size_t length, off_t at) noexcept nogil:
-    cdef size_t done = 0
-    cdef ssize_t n
-    while done < length:
-        n = pread(spill.fd, buffer + done, length - done, at + <off_t> done)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            return -errno
-        if n == 0 or (n % spill.align and done + <size_t> n < length):
-            return -EIO     # the file was cut short under us
-        done += <size_t> n
-    return 0
+cdef int image_discard(const Spill *spill, uint32_t slot, uint32_t count) noexcept nogil:
+    """Have the store forget `count` slots; it can."""
+    return spill.store.discard(spill.store.of, <uint64_t> count << SEGMENT_SHIFT,
+                               spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
 
 
-cdef int image_read(char *image, const SpillFile *spill, uint32_t slot) noexcept nogil:
-    return read_full(spill, image, SEGMENT_BYTES, <off_t> (spill.base + (<uint64_t> slot << SEGMENT_SHIFT)))
-
-
-cdef int chunks_read(char *buffer, const SpillFile *spill, uint32_t slot, uint32_t index, uint32_t count,
+cdef int chunks_read(char *buffer, const Spill *spill, uint32_t slot, uint32_t index, uint32_t count,
                      char **first) noexcept nogil:
     """Read `count` chunks into an aligned buffer; `first` is where the first one lies in it."""
     cdef uint64_t at = spill.base + (<uint64_t> slot << SEGMENT_SHIFT) + <uint64_t> index * STRIDE
-    cdef uint64_t start = at - at % spill.align
+    cdef uint32_t align = spill.store.align
+    cdef uint64_t start = at - at % align
     cdef uint64_t end = at + <uint64_t> count * STRIDE
-    end += (spill.align - end % spill.align) % spill.align
+    end += (align - end % align) % align
     first[0] = buffer + (at - start)
-    return read_full(spill, buffer, end - start, <off_t> start)
+    return spill.store.read(spill.store.of, buffer, end - start, start)

@@ -4,11 +4,12 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from swaptide.cache.ahead cimport Ahead
 from swaptide.cache.codec cimport unpacker
-from swaptide.cache.image cimport SpillFile
+from swaptide.cache.image cimport Spill
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
 from swaptide.cache.seal cimport sealer
 from swaptide.cache.segments cimport Segments, Waiter
+from swaptide.cache.store cimport Store
 
 cdef enum:
     STRIPES = 64
@@ -28,9 +29,9 @@ cdef struct Tally:
 cdef class Log:
     cdef Mapping map
     cdef Segments segments
-    cdef SpillFile spill
+    cdef Spill spill
     cdef Ahead ahead
-    cdef pthread_mutex_t spill_lock
+    cdef Store store            # kept: `spill` is its face
     cdef pthread_mutex_t stripes[STRIPES]
     cdef pthread_mutex_t bounce_lock
     cdef pthread_cond_t bounce_free

@@ -4,6 +4,7 @@ from typing import Self
 
 from swaptide.cache.mapping import Mapping
 from swaptide.cache.segments import Segments
+from swaptide.cache.store import Store
 
 class Log:
     @property
@@ -13,9 +14,7 @@ class Log:
         map: Mapping,
         segments: Segments,
         size_bytes: int,
-        spill_fd: int,
-        align: int,
-        direct: bool,
+        store: Store,
         base: int,
         disk_seed: int,
         key: bytearray | None,

@@ -67,6 +67,7 @@ from swaptide.cache.pthread cimport (
 )
 from swaptide.cache.seal cimport seal_end, seal_init, sealer
 from swaptide.cache.segments cimport GUEST, NO_SEGMENT, Segments, Waiter
+from swaptide.cache.store cimport Store
 from swaptide.cache.words cimport (
     HITS,
     MISSES,
@@ -82,15 +83,14 @@ cdef enum:
 
 
 cdef class Log:
-    """A disk of `size_bytes` over a mapping, its segments and a spill file.
+    """A disk of `size_bytes` over a mapping, its segments and a spill store.
 
-    `spill_fd` is open for I/O with offsets and buffers aligned to `align` bytes, which is `direct` or goes
-    through the page cache; disk slots begin at `base`; `disk_seed` is 64 bits of the disk's id; `key` is
-    None where the disk is not encrypted.
+    Disk slots begin at `base` of the store; `disk_seed` is 64 bits of the disk's id; `key` is None where the
+    disk is not encrypted.
     """
 
-    def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, int spill_fd, uint32_t align,
-                  bint direct, uint64_t base, uint64_t disk_seed, const unsigned char[:] key):
+    def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, Store store, uint64_t base,
+                  uint64_t disk_seed, const unsigned char[:] key):
         cdef int i
         cdef void *memory
         self.map = map
@@ -98,12 +98,10 @@ cdef class Log:
         self.ahead = Ahead()
         self.ahead.counters = map.counters
         self.size_bytes = size_bytes
-        self.spill.fd = spill_fd
-        self.spill.align = align
+        self.store = store
+        self.spill.store = store.face
         self.spill.base = base
         self.spill.disk_seed = disk_seed
-        pthread_mutex_init(&self.spill_lock, NULL)
-        self.spill.in_turn = NULL if direct else &self.spill_lock
         for i in range(STRIPES):
             pthread_mutex_init(&self.stripes[i], NULL)
         pthread_mutex_init(&self.bounce_lock, NULL)
@@ -129,7 +127,6 @@ cdef class Log:
         cdef int i
         for i in range(STRIPES):
             pthread_mutex_destroy(&self.stripes[i])
-        pthread_mutex_destroy(&self.spill_lock)
         for i in range(UNPACKERS):
             unpacker_end(&self.unpackers[i])
         pthread_cond_destroy(&self.bounce_free)

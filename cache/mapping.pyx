@@ -212,6 +212,13 @@ cdef class Mapping:
         """Store a counter that Python code owns (gauges; never one that the hot path adds to)."""
         self.counters[index] = value
 
+    def write_trouble(self, bytes raw):
+        """Store what is wrong; at most geometry.TROUBLE_BYTES."""
+        cdef Py_ssize_t i
+        cdef Py_ssize_t start = geometry.TROUBLE_OFFSET, most = geometry.TROUBLE_BYTES
+        for i in range(most):
+            self.tables[start + i] = raw[i] if i < len(raw) else 0
+
     def write_identity(self, bytes raw):
         """Write the identity page, the last step of making a state file."""
         cdef Py_ssize_t i

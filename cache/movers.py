@@ -8,6 +8,7 @@ the engine's event loop; nothing here is called from nbdkit's threads.
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -70,6 +71,9 @@ PAUSE_SECONDS: Final = 0.01
 ASK_HOST_SECONDS: Final = 0.02
 # Of the time, what looking for the emptiest segment may take.
 EMPTIEST_SHARE: Final = 0.1
+# Free disk slots that a store which can forget is left as they are, and how many go in one call.
+DISCARD_KEEP: Final = 8
+DISCARD_BATCH: Final = 4
 # How long a segment whose read failed is left alone.
 FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
@@ -263,13 +267,14 @@ class Movers:
         self._idle_packers = list(range(PACKERS))
         self._cleaning = False
         self._populating = False
+        self._discarding = False
         self._moving_memory = False
         self._headroom = cgroup.Headroom()
         self._room: int | None = None
         self._ask_host_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(
-            SPILLERS + 3, initializer=threads.call_me, initargs=(threads.MOVER,)
+            SPILLERS + 4, initializer=threads.call_me, initargs=(threads.MOVER,)
         )
         self._packers = concurrent.futures.ThreadPoolExecutor(PACKERS, initializer=_be_modest)
         self._idle = idle.Idle()
@@ -288,6 +293,7 @@ class Movers:
         self._looked_at = 0.0
         self._misses = 0
         self.degraded = False
+        self.trouble = ""  # why, in words
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
 
@@ -376,6 +382,19 @@ class Movers:
         if (todo.clean_disk or todo.clean_ram) and not self._cleaning:
             self._cleaning = True
             self._spawn(self._clean(todo.clean_disk, todo.clean_ram, by_age=not now.waiting))
+        if self._may_discard(todo):
+            self._discarding = True
+            self._spawn(self._discard())
+
+    def _may_discard(self, todo: Plan) -> bool:
+        """Whether the store is at leisure, and keeps more than it need."""
+        return (
+            self._moves.discards
+            and not self._discarding
+            and not todo.spill
+            and len(self._idle_spillers) == SPILLERS
+            and self._segments.spent_slots() > DISCARD_KEEP
+        )
 
     def _look_for_emptiest(self) -> int:
         """The weight of the emptiest segment in RAM, as of a moment ago: that walks over all segments in use,
@@ -456,7 +475,9 @@ class Movers:
         begun = time.monotonic()
         try:
             result = await self._call(self._moves.spill, worker, most, not ahead)
-            if result < 0:
+            if result == -errno.EAGAIN:
+                await asyncio.sleep(PAUSE_SECONDS)  # the store broke off: written anew
+            elif result < 0:
                 await self._store_failed(-result)
             elif result > 0:
                 self.rates.spilled((time.monotonic() - begun) / result)
@@ -489,7 +510,17 @@ class Movers:
         finally:
             self._idle_packers.append(worker)
 
+    async def _discard(self) -> None:
+        try:
+            done = await self._call(self._moves.discard, DISCARD_KEEP, DISCARD_BATCH)
+            if done <= 0:
+                # Nothing is lost: it is a hint.
+                await asyncio.sleep(BACK_OFF_SECONDS if done < 0 else PAUSE_SECONDS)
+        finally:
+            self._discarding = False
+
     async def _store_failed(self, code: int) -> None:
+        self.trouble = f"writing to the spill store fails: {os.strerror(code)}"
         if not self.degraded:
             log.error(
                 "spill write failed error=%r so='segments stay in RAM and are tried again'", os.strerror(code)
@@ -500,7 +531,7 @@ class Movers:
     def _store_works(self) -> None:
         if self.degraded:
             log.warning("spill store works again")
-            self.degraded = False
+            self.degraded, self.trouble = False, ""
 
     async def _populate(self, count: int) -> None:
         try:

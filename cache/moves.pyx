@@ -45,19 +45,29 @@ from swaptide.cache.entry cimport (
     rmap_of,
     segment_of,
 )
-from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, image_make, image_read, image_write
+from swaptide.cache.image cimport (
+    NO_PAGE,
+    STRIDE,
+    chunk_open,
+    image_discard,
+    image_make,
+    image_read,
+    image_write,
+)
 from swaptide.cache.log cimport Log
 from swaptide.cache.mapping cimport ALIGNED_FLAG, BAD_FLAG, SUSPECT_FLAG, SegmentEntry
 from swaptide.cache.seal cimport seal_end, seal_init, sealer
 from swaptide.cache.segments cimport (
     COLD,
     NO_SEGMENT,
+    NO_SLOT,
     PACK,
     SOLID,
     STRONG_PACK,
     Segments,
     Waiter,
 )
+from swaptide.cache.store cimport store_face
 from swaptide.cache.words cimport (
     CLEANED_DISK_SEGMENTS,
     CLEANED_PAGES,
@@ -78,6 +88,8 @@ from swaptide.cache.words cimport (
 cdef enum:
     MAX_SPILLERS = 16
     MAX_PACKERS = 16
+    # Segments of one spiller that a store is asked to keep at once: until then they hold their RAM.
+    COMMIT_BATCH = 4
     # Of a segment's pages, how many are tried before all of them are; and with how few that shrink it is
     # left as it is.
     SAMPLE = 16
@@ -139,24 +151,43 @@ cdef class Moves:
         """Write up to `most` dirty segments to disk, by turn; with `give_back` drop each at once.
 
         How many; 0: none to be had; -errno: the store failed.  `worker` names the staging buffer, 0 up to
-        `spillers` - 1; no two calls at once may share one.
+        `spillers` - 1; no two calls at once may share one.  What a store has to be asked to keep is
+        asked for some at a time.
         """
-        cdef int result = 0, done = 0
+        cdef int result = 0, done = 0, n = 0, last
+        cdef uint32_t written[COMMIT_BATCH]
+        cdef const store_face *store = &self.log.spill.store
+        cdef uint64_t mark = 0
         with nogil:
             while done < most and not self.segments.is_frozen():
-                result = self._spill(worker, give_back)
+                if n == 0 and store.commit != NULL:
+                    mark = store.mark(store.of)
+                result = self._spill(worker, &written[n])
                 if result <= 0:
                     break
                 done += 1
+                if written[n] != NO_SEGMENT:
+                    n += 1
+                if store.commit == NULL or n == COMMIT_BATCH:
+                    result = self._settle(written, n, mark, give_back)
+                    n = 0
+                    if result < 0:
+                        break
                 if done < most and not self.segments.is_short():
                     break
+            if n:
+                last = self._settle(written, n, mark, give_back)
+                if last < 0:
+                    result = last
         return result if result < 0 else done
 
-    cdef int _spill(self, int worker, bint give_back) noexcept nogil:
+    cdef int _spill(self, int worker, uint32_t *written) noexcept nogil:
+        """Write one segment, which is `written` then and still claimed; NO_SEGMENT if it had died."""
         cdef char *image = self.memory + worker * SEGMENT_BYTES
         cdef uint32_t segment = self.segments.claim_for_disk()
         cdef uint64_t place
         cdef int result
+        written[0] = NO_SEGMENT
         if segment == NO_SEGMENT:
             return 0
         if self.segments.live_bytes(segment) == 0 or not self.segments.wait_unpinned(segment):
@@ -177,16 +208,32 @@ cdef class Moves:
             self.segments.unclaim(segment)
             count64(&self.log.map.counters[SPILL_WRITE_ERRORS], 1)
             return result
-        self.segments.end_write(segment, True)
-        count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
-        if give_back and self.segments.is_short():
-            self.segments.drop(segment)
-            self.segments.punch(0)
-        else:
-            self.segments.unclaim(segment)
-        if not give_back:
-            count64(&self.log.map.counters[WRITTEN_AHEAD_SEGMENTS], 1)
+        written[0] = segment
         return 1
+
+    cdef int _settle(self, const uint32_t *written, int n, uint64_t mark, bint give_back) noexcept nogil:
+        """Have what was written kept by the store, and then be clean, or dropped.  0 or -errno: as it was."""
+        cdef const store_face *store = &self.log.spill.store
+        cdef int i, result = 0
+        if store.commit != NULL:
+            result = store.commit(store.of, mark)
+        mortal("spill: committed")
+        for i in range(n):
+            self.segments.end_write(written[i], result == 0)
+            if result != 0:
+                self.segments.unclaim(written[i])
+                continue
+            count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
+            if give_back and self.segments.is_short():
+                self.segments.drop(written[i])
+                self.segments.punch(0)
+            else:
+                self.segments.unclaim(written[i])
+            if not give_back:
+                count64(&self.log.map.counters[WRITTEN_AHEAD_SEGMENTS], 1)
+        if result != 0 and result != -EAGAIN:
+            count64(&self.log.map.counters[SPILL_WRITE_ERRORS], 1)
+        return result
 
     def drop(self, int count):
         """Give up the RAM of up to `count` clean segments, coldest first; returns how many."""
@@ -504,6 +551,30 @@ cdef class Moves:
             count64(&self.log.map.counters[STRENGTHENED_SEGMENTS], 1)
         self.segments.unclaim(segment)
         return result
+
+    @property
+    def discards(self):
+        """Whether the store may be told what it need not keep."""
+        return self.log.spill.store.discard != NULL
+
+    def discard(self, uint32_t keep, int most):
+        """Have the store forget up to `most` free disk slots, while there are more than `keep` it knows.
+
+        How many; -errno: the store failed.
+        """
+        cdef int result = 0, done = 0
+        cdef uint32_t slot
+        with nogil:
+            while done < most and not self.segments.is_frozen():
+                slot = self.segments.claim_to_discard(keep)
+                if slot == NO_SLOT:
+                    break
+                result = image_discard(&self.log.spill, slot, 1)
+                self.segments.end_discard(slot, result == 0)
+                if result < 0:
+                    break
+                done += 1
+        return result if result < 0 else done
 
     def segments_opened(self):
         """Segments that the guest began to fill so far."""

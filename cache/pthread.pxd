@@ -13,6 +13,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attr) noexcept
     int pthread_mutex_destroy(pthread_mutex_t *mutex) noexcept
     int pthread_mutex_lock(pthread_mutex_t *mutex) noexcept
+    int pthread_mutex_trylock(pthread_mutex_t *mutex) noexcept
     int pthread_mutex_unlock(pthread_mutex_t *mutex) noexcept
     int pthread_condattr_init(pthread_condattr_t *attr) noexcept
     int pthread_condattr_setclock(pthread_condattr_t *attr, int clock) noexcept

@@ -7,6 +7,7 @@ from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     NO_SEGMENT = 0xffffffff
+    NO_SLOT = 0xffffffff
 
 # Who appends to an open segment of its own.
 cdef enum:
@@ -56,7 +57,9 @@ cdef class Segments:
     cdef uint32_t *hole_ram
     cdef uint32_t *punch_ram
     cdef uint32_t *free_disk
+    cdef uint32_t *blank_disk       # free, and forgotten by the store
     cdef uint32_t n_free_ids, n_free_ram, n_hole_ram, n_punch_ram, n_free_disk
+    cdef uint32_t n_blank_disk
     cdef uint32_t n_suspect_disk, failed_writes     # of the free ones; writes that failed so far
     cdef uint32_t used_ids, used_ram, used_disk     # high-water marks: numbers never used lie above
     cdef uint32_t populated, populating, clean_segments, writing_segments
@@ -97,6 +100,9 @@ cdef class Segments:
     cdef uint32_t limit(self) noexcept nogil
 
     cdef uint32_t claim_clean(self) noexcept nogil
+    cdef uint32_t _free_disk_slots(self) noexcept nogil
+    cdef uint32_t claim_to_discard(self, uint32_t keep) noexcept nogil
+    cdef void end_discard(self, uint32_t slot, bint ok) noexcept nogil
     cdef uint32_t claim_for_disk(self) noexcept nogil
     cdef uint32_t claim_to_pack(self, uint32_t keep) noexcept nogil
     cdef uint32_t claim_to_strengthen(self) noexcept nogil

@@ -120,9 +120,11 @@ cdef class Segments:
         self.hole_ram = <uint32_t *> calloc(map.ram_slots, 4)
         self.punch_ram = <uint32_t *> calloc(map.ram_slots, 4)
         self.free_disk = <uint32_t *> calloc(map.disk_slots, 4)
+        self.blank_disk = <uint32_t *> calloc(map.disk_slots, 4)
         if (self.live == NULL or self.pins == NULL or self.disk_pins == NULL or self.claimed == NULL
                 or self.newer == NULL or self.older == NULL or self.free_ids == NULL or self.free_ram == NULL
-                or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL):
+                or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL
+                or self.blank_disk == NULL):
             raise MemoryError()
         for i in range(LISTS):
             self.coldest[i] = self.youngest[i] = NO_SEGMENT
@@ -149,6 +151,7 @@ cdef class Segments:
         free(self.hole_ram)
         free(self.punch_ram)
         free(self.free_disk)
+        free(self.blank_disk)
         pthread_cond_destroy(&self.freed)
         pthread_mutex_destroy(&self.lock)
 
@@ -720,10 +723,37 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
 
     cdef bint _may_take_disk(self, uint32_t segment) noexcept nogil:
-        cdef uint32_t free_slots = self.n_free_disk + self.map.disk_slots - self.used_disk
+        cdef uint32_t free_slots = self._free_disk_slots()
         if self.map.segment_table[segment].flags & COLD_FLAG:
             return free_slots > 0
         return free_slots > CLEANER_DISK_SLOTS
+
+    cdef uint32_t _free_disk_slots(self) noexcept nogil:
+        return self.n_free_disk + self.n_blank_disk + self.map.disk_slots - self.used_disk
+
+    cdef uint32_t claim_to_discard(self, uint32_t keep) noexcept nogil:
+        """Take a free disk slot that the store may forget, one that has been free for long, while there are
+        more than `keep` of these and plenty in all; NO_SLOT where not."""
+        cdef uint32_t slot = NO_SLOT
+        pthread_mutex_lock(&self.lock)
+        if (self.n_free_disk > self.n_suspect_disk + keep
+                and self._free_disk_slots() > 4 * CLEANER_DISK_SLOTS):
+            slot = self.free_disk[self.n_suspect_disk]
+            self.n_free_disk -= 1
+            self.free_disk[self.n_suspect_disk] = self.free_disk[self.n_free_disk]
+        pthread_mutex_unlock(&self.lock)
+        return slot
+
+    cdef void end_discard(self, uint32_t slot, bint ok) noexcept nogil:
+        """Give such a slot back, as one that the store has forgotten or as it was."""
+        pthread_mutex_lock(&self.lock)
+        if ok:
+            self.blank_disk[self.n_blank_disk] = slot
+            self.n_blank_disk += 1
+        else:
+            self.free_disk[self.n_free_disk] = slot
+            self.n_free_disk += 1
+        pthread_mutex_unlock(&self.lock)
 
     cdef bint begin_write(self, uint32_t segment) noexcept nogil:
         """Mark a disk slot for a claimed DIRTY segment before its write is sent.  False: none to be had.
@@ -755,6 +785,9 @@ cdef class Segments:
         cdef uint32_t slot, at
         if self.n_free_disk > self.n_suspect_disk:
             at = self.n_free_disk - 1
+        elif self.n_blank_disk:
+            self.n_blank_disk -= 1
+            return self.blank_disk[self.n_blank_disk]
         elif self.used_disk < self.map.disk_slots:
             slot = self.used_disk
             self.used_disk += 1
@@ -1016,7 +1049,7 @@ cdef class Segments:
         numbers[4] = self.dirty_segments[RAW] + self.dirty_segments[PACKED] + self.dirty_segments[STIFF]
         numbers[5] = self.writing_segments
         numbers[6] = self.clean_segments
-        numbers[7] = self.n_free_disk + self.map.disk_slots - self.used_disk
+        numbers[7] = self._free_disk_slots()
         numbers[8] = self.map.disk_slots
         numbers[9] = self.waiting
         numbers[10] = self.cleaner_waits
@@ -1029,6 +1062,10 @@ cdef class Segments:
             numbers[14] = self.map.segment_table[self.heads[GUEST].segment].fill
         pthread_mutex_unlock(&self.lock)
         return tuple([number for number in numbers])
+
+    def spent_slots(self):
+        """Free disk slots that the store still keeps the contents of.  A look without the lock."""
+        return self.n_free_disk - min(self.n_suspect_disk, self.n_free_disk)
 
     def emptiest_in_ram(self):
         """Weight of the emptiest sealed segment in RAM, or of a full one.  A look without the lock."""

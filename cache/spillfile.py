@@ -17,7 +17,7 @@ import stat
 import struct
 import uuid
 
-from swaptide.cache import face, geometry, layout
+from swaptide.cache import face, geometry, layout, store
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 
 log = logging.getLogger(__name__)
@@ -55,18 +55,37 @@ class SpillFile:
     path: pathlib.Path | None
     reserved_bytes: int
 
+    def __post_init__(self) -> None:
+        self.store = store.FileStore(self.fd, self.align, self.direct)
+
+    def start(self, *, may_die: bool) -> None:
+        """Nothing to start: whoever reads or writes does it."""
+
+    def trouble(self) -> str:
+        """Never known before a write or read fails."""
+        return ""
+
+    def wind_up(self) -> bool:
+        """Whether a write was cut off: never, as whoever writes waits for it."""
+        return False
+
     def close(self) -> None:
         """Let go of the file and its lock; the file stays."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
+    def discard(self, disk_id: str) -> None:
+        """Remove the file of a disk that came to nothing, or wipe the device's header.  Raises OSError."""
+        if self.path is not None:
+            release(self.path, disk_id)
+
 
 def read_header(path: pathlib.Path) -> SpillHeader | None:
     """The header of the file or device at `path`; None where there is none of ours.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return _parse(os.pread(fd, _HEADER.size, 0))
+        return parse(os.pread(fd, _HEADER.size, 0))
     finally:
         os.close(fd)
 
@@ -84,7 +103,7 @@ def create(
         if not made and path is not None:
             _check_ours(fd, path, disk_id, force)
         _reserve(fd, shape.spill_bytes, path)
-        _write_header(fd, SpillHeader(disk_id, state_path, boot_id()))
+        os.pwrite(fd, pack(SpillHeader(disk_id, state_path, boot_id())), 0)
         return SpillFile(fd, *_go_direct(fd, path), path, shape.spill_bytes)
     except BaseException:
         os.close(fd)
@@ -128,7 +147,7 @@ def check_free(fd: int, path: pathlib.Path, *, force: bool) -> None:
 
 def check_owned(fd: int, path: pathlib.Path, disk_id: str) -> SpillHeader:
     """The header of what is open as `fd`; raises SetupError if it is not that disk's spill file."""
-    header = _parse(os.pread(fd, _HEADER.size, 0))
+    header = parse(os.pread(fd, _HEADER.size, 0))
     if header is None or header.disk_id != disk_id:
         raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
     return header
@@ -191,7 +210,7 @@ def _collect(path: pathlib.Path) -> bool:
 
 
 def _holds_garbage(fd: int) -> bool:
-    header = _parse(os.pread(fd, _HEADER.size, 0))
+    header = parse(os.pread(fd, _HEADER.size, 0))
     return header is not None and _is_garbage(header)
 
 
@@ -215,10 +234,11 @@ def _patient(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _parse(raw: bytes) -> SpillHeader | None:
+def parse(raw: bytes) -> SpillHeader | None:
+    """The header that a spill file or export begins with; None where it is none of ours."""
     if len(raw) < _HEADER.size or not raw.startswith(MAGIC):
         return None
-    _, _, disk_id, boot, state_path = _HEADER.unpack(raw)
+    _, _, disk_id, boot, state_path = _HEADER.unpack_from(raw)
     return SpillHeader(
         str(uuid.UUID(bytes=disk_id)),
         os.fsdecode(state_path.rstrip(b"\0")),
@@ -226,7 +246,8 @@ def _parse(raw: bytes) -> SpillHeader | None:
     )
 
 
-def _write_header(fd: int, header: SpillHeader) -> None:
+def pack(header: SpillHeader) -> bytes:
+    """The page that a spill file or export begins with."""
     raw = _HEADER.pack(
         MAGIC,
         1,
@@ -234,7 +255,7 @@ def _write_header(fd: int, header: SpillHeader) -> None:
         header.boot_id.encode(),
         os.fsencode(header.state_path),
     )
-    os.pwrite(fd, raw.ljust(geometry.PAGE_BYTES, b"\0"), 0)
+    return raw.ljust(geometry.PAGE_BYTES, b"\0")
 
 
 def _open_unnamed() -> tuple[int, bool]:
@@ -293,7 +314,7 @@ def _check_ours(fd: int, path: pathlib.Path, disk_id: str, force: bool) -> None:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise UsageError(f"spill={path}: neither a file nor a block device; choose another path")
-    header = _parse(os.pread(fd, _HEADER.size, 0))
+    header = parse(os.pread(fd, _HEADER.size, 0))
     if header is None:
         if not _is_blank(fd):
             raise UsageError(f"spill={path}: holds something that is not swaptide's; empty it, or use force")

@@ -8,6 +8,7 @@ _SET_NAME: Final = 15
 MOVER: Final = "swaptide-mover"
 PACKER: Final = "swaptide-packer"
 LOOP: Final = "swaptide-loop"
+STORE: Final = "swaptide-store"
 METRICS: Final = "swaptide-scrape"
 
 

@@ -18,7 +18,11 @@ _CLEAN_AHEAD_HELP = "Share of its RAM that is kept on disk as well, so that it c
 
 
 def _spill(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else str(common.absolute(ctx, param, value))
+    from swaptide.cache import uris
+
+    if value is None or uris.is_uri(value):
+        return value  # the daemon checks it
+    return str(common.absolute(ctx, param, value))
 
 
 class _Percent(click.IntRange):
@@ -53,7 +57,10 @@ def disk() -> None:
 @common.size_option("--ram", required=True, help="The most host RAM it may use (the cap).")
 @common.size_option("--floor", help="RAM it keeps under pressure [default: the least it needs].")
 @click.option(
-    "--spill", callback=_spill, metavar="PATH", help="File or block device that its cold data goes to."
+    "--spill",
+    callback=_spill,
+    metavar="PATH|URI",
+    help="File, block device or NBD export (nbd://host/export) that its cold data goes to.",
 )
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
 @click.option("--compress", type=_COMPRESS, default="lz4", show_default=True, help=_COMPRESS_HELP)
@@ -67,7 +74,7 @@ def disk() -> None:
 )
 @click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
 @click.option("--socket-owner", metavar="USER", help="The user that may connect, such as libvirt-qemu.")
-@click.option("--force", is_flag=True, help="Take a spill path that holds something else.")
+@click.option("--force", is_flag=True, help="Take a spill path or export that holds something else.")
 @common.json_option
 @common.run_dir_option
 def add(run_dir: pathlib.Path | None, as_json: bool, **given: Any) -> None:

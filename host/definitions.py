@@ -15,8 +15,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from swaptide.cache import detached, uris
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import detached
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,10 @@ def check_label(label: str) -> None:
 
 
 def check_spill(path: str) -> None:
-    """Raises UsageError unless `path` can be a spill path: absolute, without NUL."""
-    if not os.path.isabs(path) or "\0" in path:
+    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, or is an NBD URI."""
+    if uris.is_uri(path):
+        uris.parse(path)
+    elif not os.path.isabs(path) or "\0" in path:
         raise UsageError(f"spill path {path!r} is not allowed: give an absolute path")
 
 

@@ -311,8 +311,8 @@ class Disks:
         if disk_id is not None:
             plain = for_good and not keeper.definition.encrypt
             needed = geometry.of_size(keeper.definition.size_bytes).spill_bytes if plain else 0
-            path = pathlib.Path(keeper.definition.spill_path)
-            left.append(await spills.release(path, disk_id, plain_bytes=needed, told=told))
+            place = keeper.definition.spill_path
+            left.append(await spills.release(place, disk_id, plain_bytes=needed, told=told))
         return [each for each in left if each is not None]
 
     @contextlib.contextmanager

@@ -9,9 +9,9 @@ import os
 import pathlib
 import shutil
 
-from swaptide.cache import face, keys, statefile
+from swaptide.cache import detached, face, keys, statefile
 from swaptide.cache.errors import SetupError, StateError
-from swaptide.host import definitions, detached, isolation, keyring, memory, spills
+from swaptide.host import definitions, isolation, keyring, memory, spills
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Estate:
         disk_id = None if fresh else await self._give_state(disk)
         if self.user is None or (disk_id is None and not fresh):
             return
-        loan = await spills.lend(pathlib.Path(disk.spill_path), self.user, disk_id=disk_id, force=force)
+        loan = await spills.lend(disk.spill_path, self.user, disk_id=disk_id, force=force)
         if fresh:
             self._loan = loan
 

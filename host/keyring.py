@@ -11,9 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
-from swaptide.cache import keys
+from swaptide.cache import detached, keys
 from swaptide.cache.errors import SetupError
-from swaptide.host import detached
 
 log = logging.getLogger(__name__)
 

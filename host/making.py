@@ -8,12 +8,11 @@ import stat
 from typing import Final
 
 from swaptide.balloon import limits
-from swaptide.cache import face, geometry
+from swaptide.cache import detached, face, geometry
 from swaptide.cache.errors import BusyError, StateError, UsageError
 from swaptide.host import (
     config,
     definitions,
-    detached,
     isolation,
     listener,
     memory,

@@ -41,7 +41,7 @@ Step = Callable[[dict[str, Any]], None]
 
 
 def disks(reports: Sequence[Report]) -> None:
-    """Print one line for each disk."""
+    """Print one line for each disk, and below it why one is degraded."""
     headers, rows = _columns(reports, _COLUMNS)
     if _width([headers, *rows]) > _LINE_CHARS:
         headers, rows = _columns(reports, [column for column in _COLUMNS if column != _PACKED])
@@ -49,6 +49,9 @@ def disks(reports: Sequence[Report]) -> None:
         _rich_table(headers, rows)
     else:
         _plain_table([headers, *rows])
+    for report in reports:
+        if report["state"] == "degraded" and report["error"]:
+            print(f"{report['name']}: {report['error']}")
 
 
 def guests(reports: Sequence[Report]) -> None:

@@ -1,11 +1,12 @@
 """What is said about a disk: one flat record from its definition, its process and its counters."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from swaptide.cache import face, geometry, histogram, layout
+from swaptide.cache import face, geometry, histogram, layout, uris
 from swaptide.cache.errors import StateError
 from swaptide.host import isolation, process, supervisor
 
@@ -82,7 +83,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "encrypt": disk.encrypt,
         "swap_label": disk.swap_label,
         "socket_owner": disk.socket_owner,
-        "spill": disk.spill_path,
+        "spill": uris.show(disk.spill_path),
         "state_file": disk.state_path,
         "log": str(keeper.log_path),
         "error": keeper.error or None,
@@ -94,9 +95,18 @@ def of(keeper: supervisor.Keeper) -> Report:
     except (StateError, OSError) as error:
         report.update(state=supervisor.State.FAILED.value, error=str(error))
     if report["state"] == supervisor.State.RUNNING.value:
+        if report["degraded"] and report["error"] is None:
+            report["error"] = _trouble(keeper)
         # A store that fails hurts nobody before the thaw.
         report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
     return report
+
+
+def _trouble(keeper: supervisor.Keeper) -> str | None:
+    with contextlib.suppress(StateError, OSError):
+        state = keeper.open_face()
+        return (state.trouble() or None) if state is not None else None
+    return None
 
 
 def _latency_counts(keeper: supervisor.Keeper) -> dict[str, dict[int, int]]:

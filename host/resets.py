@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from swaptide.balloon import figures, qmp, watch
+from swaptide.cache import detached
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import blocks, detached, wipe
+from swaptide.host import blocks, wipe
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Spill files as the daemon handles them: always with a time limit, since their store may be dead."""
+"""Spill files and exports as the daemon handles them: with a time limit, since their store may be dead."""
 
 import asyncio
 import ctypes
@@ -9,13 +9,14 @@ import pathlib
 import stat
 import threading
 
-from swaptide.cache import geometry, spillfile
+from swaptide.cache import detached, exports, geometry, spillfile, uris
 from swaptide.cache.errors import SetupError, SwaptideError
-from swaptide.host import detached, isolation, steps, zeros
+from swaptide.host import isolation, steps, zeros
 
 log = logging.getLogger(__name__)
 
 LIMIT_SECONDS = 2.0
+SERVER_SECONDS = 5.0
 # A new disk waits longer for its store than one that is removed.
 MAKE_SECONDS = 60.0
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
@@ -25,12 +26,15 @@ _TELL_SECONDS = 10.0
 
 
 async def lend(
-    path: pathlib.Path, user: isolation.User, *, disk_id: str | None, force: bool
-) -> isolation.Loan:
-    """As isolation.lend_spill, within a time limit.
+    place: str, user: isolation.User, *, disk_id: str | None, force: bool
+) -> isolation.Loan | None:
+    """As isolation.lend_spill, within a time limit; an NBD export has nothing that could be lent.
 
     Raises SwaptideError.
     """
+    if uris.is_uri(place):
+        return None
+    path = pathlib.Path(place)
     abandoned = threading.Event()
 
     def body() -> isolation.Loan:
@@ -58,22 +62,31 @@ async def take_back(loan: isolation.Loan) -> None:
 
 
 async def release(
-    path: pathlib.Path, disk_id: str, *, plain_bytes: int = 0, told: steps.Steps | None = None
+    place: str, disk_id: str, *, plain_bytes: int = 0, told: steps.Steps | None = None
 ) -> str | None:
-    """Erase the spill of `disk_id` at `path`; returns the trouble, if any.  A dead store is left behind.
+    """Erase the spill of `disk_id` at `place`; returns the trouble, if any.  A dead store is left behind.
 
-    `plain_bytes` are how much of it is not encrypted: a device is not let go before they are zeros, however
-    long that takes, as long as it goes on; `told` hears of that.
+    `plain_bytes` are how much of it is not encrypted: a device or an export is not let go before they are
+    zeros, however long that takes, as long as it goes on; `told` hears of that.
     """
     progress = zeros.Progress()
-    work = asyncio.create_task(
-        detached.call(lambda: _release(path, disk_id, plain_bytes, progress), None), name=f"release {path}"
-    )
+    shown = uris.show(place)
+    uri = uris.parse(place) if uris.is_uri(place) else None
+
+    def body() -> None:
+        if uri is None:
+            _release(pathlib.Path(place), disk_id, plain_bytes, progress)
+        else:
+            exports.release(uri, disk_id, zero_bytes=plain_bytes, progress=progress)
+
+    # A server may be far away.
+    first_seconds = LIMIT_SECONDS if uri is None else SERVER_SECONDS
+    work = asyncio.create_task(detached.call(body, None), name=f"release {shown}")
     try:
-        await _while_it_goes_on(work, progress, path, told or steps.Steps())
+        await _while_it_goes_on(work, progress, shown, first_seconds, told or steps.Steps())
         work.result()
     except TimeoutError:
-        why = "its store does not answer"
+        why = "its store does not answer" if uri is None else "its server does not answer; its header stays"
     except (OSError, SwaptideError) as error:
         why = getattr(error, "strerror", None) or str(error)
     else:
@@ -82,12 +95,16 @@ async def release(
         work.cancel()
     if progress.done_bytes < progress.total_bytes:
         why += "; its contents stay, and they are not encrypted"
-    log.warning("spill not released spill=%s error=%r", path, why)
-    return f"spill={path} is not erased: {why}"
+    log.warning("spill not released spill=%s error=%r", shown, why)
+    return f"spill={shown} is not erased: {why}"
 
 
 async def _while_it_goes_on(
-    work: asyncio.Task[None], progress: zeros.Progress, path: pathlib.Path, told: steps.Steps
+    work: asyncio.Task[None],
+    progress: zeros.Progress,
+    shown: str,
+    first_seconds: float,
+    told: steps.Steps,
 ) -> None:
     """Wait for the end; raises TimeoutError if nothing happens for too long."""
     loop = asyncio.get_running_loop()
@@ -99,13 +116,13 @@ async def _while_it_goes_on(
         done, total = progress.done_bytes, progress.total_bytes
         if seen != (done, total):
             seen, moved = (done, total), now
-        if now - moved >= (_STEP_SECONDS if total else LIMIT_SECONDS):
+        if now - moved >= (_STEP_SECONDS if total else first_seconds):
             raise TimeoutError
         if total:
             told.at("zeroing its device", done, total)
             if now - logged >= _TELL_SECONDS:
                 logged = now
-                log.info("device being zeroed spill=%s done_bytes=%d of_bytes=%d", path, done, total)
+                log.info("device being zeroed spill=%s done_bytes=%d of_bytes=%d", shown, done, total)
 
 
 async def collect(directory: pathlib.Path) -> None:

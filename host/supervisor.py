@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from swaptide.cache import face
+from swaptide.cache import face, uris
 from swaptide.cache.errors import BusyError, SetupError, StateError, SwaptideError
 from swaptide.host import (
     config,
@@ -110,7 +110,7 @@ class Keeper:
         except TimeoutError:
             raise SetupError(
                 f"disk {self.definition.name} does not start within {START_SECONDS:.0f} s;"
-                f" is its store {self.definition.spill_path} alive?"
+                f" is its store {uris.show(self.definition.spill_path)} alive?"
             ) from None
         if not self.serves:
             raise SetupError(self.error or f"disk {self.definition.name} was stopped")
@@ -128,9 +128,8 @@ class Keeper:
         self.settled.clear()
         begun = time.monotonic()
         if not await live.end():
-            raise SetupError(
-                f"process {live.pid} does not end; is its store {self.definition.spill_path} alive?"
-            )
+            place = uris.show(self.definition.spill_path)
+            raise SetupError(f"process {live.pid} does not end; is its store {place} alive?")
         await self.started()
         return time.monotonic() - begun
 
@@ -346,7 +345,7 @@ class Keeper:
         if old.encrypt:
             await self.estate.erase_key(old.disk_id, old.uid)
         await self.estate.remove_state(old)
-        await spills.release(pathlib.Path(old.spill_path), old.disk_id)
+        await spills.release(old.spill_path, old.disk_id)
         await self.update(self.fresh_paths(msgspec.structs.replace(old, disk_id=None)))
 
     async def _renew_place(self, old: definitions.Definition) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swaptide.cache import endpoint, engine, geometry, layout, logs
+from swaptide.cache import endpoint, engine, geometry, layout, logs, uris
 from swaptide.cache.errors import UsageError
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
@@ -41,6 +41,16 @@ def _path(key: str, text: str) -> pathlib.Path:
     if not text:
         raise UsageError(f"{key}=: must be a path")
     return pathlib.Path(text).absolute()
+
+
+def _spill(key: str, text: str) -> uris.Place:
+    return uris.parse(text) if uris.is_uri(text) else _path(key, text)
+
+
+def _seconds(key: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?s?", text) or not float(text.rstrip("s")):
+        raise UsageError(f"{key}={text[:_SHOWN_CHARS]}: must be seconds, for example 30")
+    return float(text.rstrip("s"))
 
 
 def _name(key: str, text: str) -> str:
@@ -79,7 +89,8 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "ram": ("ram_bytes", parse_size),
     "floor": ("floor_bytes", parse_size),
     "target": ("target_bytes", parse_size),
-    "spill": ("spill", _path),
+    "spill": ("spill", _spill),
+    "spill-timeout": ("spill_timeout_seconds", _seconds),
     "state": ("state", _path),
     "name": ("name", _name),
     "swap-label": ("swap_label", _text),

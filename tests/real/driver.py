@@ -67,6 +67,7 @@ class Driver:
         self.size = size
         self.depth = depth
         self.biggest = biggest
+        self.patience_seconds = 60.0  # for the next answer
         self.weights = {"read": 40, "write": 45, "trim": 8, "zero": 7}
         self.model = bytearray(size)
         self.counts = dict.fromkeys(self.weights, 0)
@@ -140,6 +141,11 @@ class Driver:
         for start in range(0, self.size, MAX_REQUEST):
             count = min(MAX_REQUEST, self.size - start)
             self._compare(start, handle.pread(count, start), self.model[start : start + count])
+
+    @property
+    def in_flight(self) -> list[Request]:
+        """What has not been answered yet."""
+        return [request for flying in self._flying.values() for request in flying]
 
     def close(self) -> None:
         """Say goodbye on every connection whose server lives."""
@@ -226,9 +232,9 @@ class Driver:
             )
             byfd[handle.aio_get_fd()] = handle
             poll.register(handle.aio_get_fd(), events)
-        ready = poll.poll(60_000)
+        ready = poll.poll(self.patience_seconds * 1000)
         if not ready:
-            raise TimeoutError("no answer for 60 s")
+            raise TimeoutError(f"no answer for {self.patience_seconds:.0f} s")
         for fd, events in ready:
             handle = byfd[fd]
             direction = handle.aio_get_direction()

@@ -9,7 +9,7 @@ import pytest
 
 from swaptide.cache import geometry, layout
 from swaptide.cache.face import StateFace
-from tests.real import driver, server
+from tests.real import driver, remotes, server
 
 SIZE = 96 << 20
 FLOOR = geometry.of_size(SIZE).working_minimum_bytes
@@ -48,15 +48,22 @@ def test_random_load_with_plenty_of_ram(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("requests", [25_000, pytest.param(260_000, marks=LONG)])
-@pytest.mark.parametrize("compress", layout.COMPRESS)
-def test_random_load_while_the_cap_moves(tmp_path: pathlib.Path, compress: str, requests: int) -> None:
+@pytest.mark.parametrize(
+    ("store", "compress"),
+    [*(("file", each) for each in layout.COMPRESS), ("nbd", "none"), ("nbd", "lz4+zstd")],
+)
+def test_random_load_while_the_cap_moves(
+    tmp_path: pathlib.Path, store: str, compress: str, requests: int
+) -> None:
     """Through all tiers, there and back; the long ones make a million operations in all."""
     seed = layout.COMPRESS.index(compress)
     caps = random.Random(seed)
-    spill = str(tmp_path / "spill")
-    with server.serving(
-        tmp_path, eager=True, size=str(SIZE), ram="128M", spill=spill, compress=compress
-    ) as disk:
+    with (
+        remotes.place(tmp_path, SIZE, store) as spill,
+        server.serving(
+            tmp_path, eager=True, size=str(SIZE), ram="128M", spill=spill, compress=compress
+        ) as disk,
+    ):
         with disk.face() as face:
 
             def move_cap(n: int) -> None:

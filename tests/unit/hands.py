@@ -194,7 +194,7 @@ class Hand:
     def flip(self, segment: int, within: int) -> None:
         """Turn a byte of a segment's image on disk over."""
         at = geometry.SPILL_HEADER_BYTES + (self.part(segment).disk - 1) * geometry.SEGMENT_BYTES + within
-        assert self.settings.spill is not None
+        assert isinstance(self.settings.spill, pathlib.Path)
         with open(self.settings.spill, "r+b", buffering=0) as file:
             byte = os.pread(file.fileno(), 1, at)[0] ^ 0x40
             os.pwrite(file.fileno(), bytes([byte]), at)

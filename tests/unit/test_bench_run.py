@@ -74,7 +74,8 @@ def test_list_names_all_rows(tmp_path: pathlib.Path) -> None:
 
 def test_the_real_rows_can_be_listed() -> None:
     rows = run.collect(run.MODULES)
-    assert rows and {row.group for row in rows} <= {"nbd", "cap", "reclaim", "guest", "memory", "scrape"}
+    groups = {"nbd", "cap", "reclaim", "remote", "guest", "memory", "scrape"}
+    assert rows and {row.group for row in rows} <= groups
 
 
 def test_an_unknown_row_lists_what_exists(tmp_path: pathlib.Path) -> None:

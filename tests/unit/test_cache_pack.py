@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from swaptide.cache import geometry, movers
+from swaptide.cache import geometry, movers, uris
 from tests.unit.hands import (
     CLEAN,
     DIRTY,
@@ -510,5 +510,5 @@ def forget(hand: Hand) -> None:
     """Make room for the next disk."""
     hand.close()
     for path in (hand.settings.state, hand.settings.spill):
-        assert path is not None
+        assert path is not None and not isinstance(path, uris.Uri)
         path.unlink()

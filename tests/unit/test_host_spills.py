@@ -23,7 +23,7 @@ def erase(monkeypatch: pytest.MonkeyPatch, work: Any) -> tuple[str | None, list[
     monkeypatch.setattr(steps, "TELL_SECONDS", 0.001)
     monkeypatch.setattr(spills, "LIMIT_SECONDS", 0.2)
     monkeypatch.setattr(spills, "_STEP_SECONDS", 0.2)
-    release = spills.release(pathlib.Path("/spill"), "id", plain_bytes=TOTAL, told=steps.Steps(told.append))
+    release = spills.release("/spill", "id", plain_bytes=TOTAL, told=steps.Steps(told.append))
     return asyncio.run(release), told
 
 

@@ -141,12 +141,15 @@ class Daemon:
             raise DaemonError(f"swaptide {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    def add(self, name: str, *, size: str, ram: str, swap_label: str | None = None) -> str:
-        """Add a disk that spills into our directory; returns what the command printed."""
+    def add(
+        self, name: str, *, size: str, ram: str, swap_label: str | None = None, uri: str | None = None
+    ) -> str:
+        """Add a disk that spills to `uri`, or into our directory; returns what the command printed."""
         label = ["--swap-label", swap_label] if swap_label else []
-        spill = ["--spill", str(self.root / f"{name}.spill")]
+        spill = ["--spill", uri or str(self.root / f"{name}.spill")]
         self._disks.append(name)
-        self._traces.append(pathlib.Path(spill[1]))
+        if uri is None:
+            self._traces.append(pathlib.Path(spill[1]))
         said = self.command("disk", "add", name, "--size", size, "--ram", ram, *spill, *label)
         self._traces.append(pathlib.Path(self.show(name)["state_file"]))
         return said

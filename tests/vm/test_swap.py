@@ -5,13 +5,16 @@ killed or taken over.  One guest at a time.
 """
 
 import contextlib
+import pathlib
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.real import remotes
 from tests.vm import machine, report, swaptided
 
 MIB = 1 << 20
@@ -243,3 +246,29 @@ def test_next_daemon_adopts_the_disk(daemon: swaptided.Daemon, accelerator: str,
         wait_checked(guest, 50_000)
         stop_and_judge(guest)
     assert_spilled(daemon)
+
+
+@pytest.mark.long
+def test_guest_swaps_while_its_spill_server_dies_for_five_seconds(
+    daemon: swaptided.Daemon, accelerator: str
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="swaptide-vm-", dir="/var/tmp") as name,
+        remotes.serving(pathlib.Path(name) / "remote", 512 * MIB, open_to_all=True) as remote,
+    ):
+        pathlib.Path(name).chmod(0o755)
+        daemon.add(DISK, size="512M", ram="192M", uri=remote.uri)
+        with working_guest(daemon, accelerator, memory_mib=128, work_mib=192) as guest:
+            wait_filled(guest, 192)
+            squeeze(daemon, 32)
+            wait_checked(guest, 20_000)
+            remote.stop()
+            time.sleep(5.0)
+            assert daemon.show(DISK)["state"] == "degraded"
+            remote.start()
+            wait_checked(guest, 60_000)
+            assert daemon.show(DISK)["state"] == "running"
+            stop_and_judge(guest)
+        assert_spilled(daemon)
+        assert daemon.show(DISK)["spill_read_errors"] == 0
+        daemon.remove(DISK)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from swaptide.host import detached
+from swaptide.cache import detached
 
 
 def test_result_and_error() -> None:

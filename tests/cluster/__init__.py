@@ -1,0 +1,1 @@
+"""A real Ceph cluster below a disk's spill: `make cluster-test`."""

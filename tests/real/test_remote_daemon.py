@@ -1,0 +1,148 @@
+"""Disks of the daemon that spill to an NBD server: made, refused, squeezed, killed and removed."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import nbd
+import pytest
+
+from swaptide.cache import exports, uris
+from tests.real import daemons, remotes
+
+MIB = daemons.MIB
+DATA = random.Random(5).randbytes(daemons.SIZE)
+
+
+@pytest.fixture
+def root() -> Iterator[pathlib.Path]:
+    with daemons.directory() as made:
+        yield made
+
+
+@pytest.fixture
+def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
+    with remotes.serving(root / "remote", daemons.SIZE, open_to_all=True) as made:
+        yield made
+
+
+@pytest.fixture
+def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
+    with daemons.serving(root, balloon=False) as running:
+        yield running
+
+
+def fill(daemon: daemons.Daemon, name: str = "g1") -> None:
+    with daemons.client(daemon.show(name)) as handle:
+        for at in range(0, daemons.SIZE, MIB):
+            handle.pwrite(DATA[at : at + MIB], at)
+
+
+def check(daemon: daemons.Daemon, name: str = "g1") -> None:
+    with daemons.client(daemon.show(name)) as handle:
+        for at in range(0, daemons.SIZE, MIB):
+            assert handle.pread(MIB, at) == DATA[at : at + MIB], at
+
+
+def owner(remote: remotes.Remote) -> str | None:
+    found = exports.owner_of(uris.parse(remote.uri))
+    return None if found is None or found.is_nobody else found.header.disk_id
+
+
+def test_a_life(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
+    report = daemon.add("g1", "--spill", remote.uri)
+    assert report["spill"] == remote.uri and owner(remote) == report["id"]
+    fill(daemon)
+    os.kill(report["pid"], signal.SIGKILL)
+    daemon.wait_running(not_pid=report["pid"])
+    check(daemon)
+    daemon.ok("disk", "restart", "g1")
+    check(daemon)
+    refused = daemon.run("disk", "add", "g2", "--size", "64M", "--ram", "32M", "--spill", remote.uri)
+    assert refused.returncode == 1 and f"belongs to the disk {report['id']}" in refused.stderr
+    daemon.ok("disk", "clear", "g1")
+    assert owner(remote) == daemon.show()["id"] != report["id"]
+    fill(daemon)
+    check(daemon)
+    daemon.ok("disk", "rm", "g1")
+    assert owner(remote) is None
+    daemon.add("g2", "--spill", remote.uri)
+
+
+def test_a_server_that_is_gone_is_told_and_nobody_waits_for_it(
+    daemon: daemons.Daemon, remote: remotes.Remote
+) -> None:
+    daemon.add("g1", "--spill", remote.uri, ram="160M")
+    fill(daemon)
+    remote.stop()
+    daemons.wait_for(lambda: daemon.show()["state"] == "degraded")
+    assert remote.uri in daemon.show()["error"]
+    listed = daemon.ok("disk", "ls")
+    assert "degraded" in listed and remote.uri in listed
+    late = daemon.run("disk", "set", "g1", "--ram", "32M", "--deadline", "2s")
+    assert late.returncode == 1
+    remote.start()
+    daemons.wait_for(lambda: daemon.show()["state"] == "running" and daemon.show()["ram_bytes"] <= 32 * MIB)
+    check(daemon)
+    remote.stop()
+    begun = time.monotonic()
+    removed = daemon.run("disk", "rm", "g1")
+    assert time.monotonic() - begun < 30
+    assert removed.returncode == 1 and f"spill={remote.uri} is not erased" in removed.stderr
+    assert json.loads(daemon.ok("disk", "ls", "--json")) == []
+    remote.start()
+    left = daemon.run("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--spill", remote.uri)
+    assert left.returncode == 1 and "belongs to the disk" in left.stderr
+
+
+def test_a_stalled_server_does_not_hold_up_a_removal(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
+    daemon.add("g1", "--spill", remote.uri)
+    fill(daemon)
+    with remote.stalled():
+        begun = time.monotonic()
+        removed = daemon.run("disk", "rm", "g1")
+        assert time.monotonic() - begun < 30
+        assert removed.returncode == 1 and "does not answer" in removed.stderr
+
+
+def test_what_cannot_be_is_one_line(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
+    wrong = {
+        "nbd://user:secret@localhost/": "password",
+        "nbd+unix:///export": "socket=",
+        "nbd://localhost/?tls-certificates=/x": "nbds",
+        "nbds://localhost/?color=red": "color",
+        f"nbd+unix:///?socket={remote.socket}.not": os.strerror(2),
+    }
+    for uri, why in wrong.items():
+        done = daemon.run("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--spill", uri)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert why in done.stderr and "secret" not in done.stderr
+    done = daemon.run("disk", "add", "g1", "--size", "1G", "--ram", "64M", "--spill", remote.uri)
+    assert done.returncode == 1 and "are needed" in done.stderr
+    assert "secret" not in daemon.log.read_text()
+
+
+def test_a_write_that_waits_for_the_server_lands(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
+    report = daemon.add("g1", "--spill", remote.uri)
+    remote.stop()
+    handle = nbd.NBD()
+    handle.connect_unix(report["socket"])
+
+    def write() -> None:
+        for at in range(0, daemons.SIZE, MIB):
+            handle.pwrite(DATA[at : at + MIB], at)
+
+    waiting = threading.Thread(target=write)
+    waiting.start()
+    waiting.join(2)
+    assert waiting.is_alive()
+    remote.start()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    handle.shutdown()
+    check(daemon)

@@ -95,7 +95,7 @@ def client_of(disk: server.Server) -> Iterator[Client]:
 
 
 def send_until_one_waits(guest: Client, face: StateFace) -> None:
-    """Write page 1 as version 1 until the freeze holds it up; a write that comes before it is heard of lands."""
+    """Write page 1 as version 1 until the freeze holds it up: one before it is heard of lands."""
 
     def waits() -> bool:
         if guest.unanswered() == 0:

@@ -107,6 +107,8 @@ cdef class RemoteStore(Store):
     cdef uint64_t quiet_until_ns
     # Set before the first request:
     cdef uint64_t read_ns, stall_ns, drain_ns
+    cdef uint64_t write_ns          # 0: changes wait for ever
+    cdef uint64_t down_ns           # since when there is no lane, where there is none
     # As the server wants it:
     cdef uint64_t most_bytes, least_bytes
     cdef bint can_flush, can_fua, can_trim
@@ -134,6 +136,8 @@ cdef class RemoteStore(Store):
     cdef void _answer(self, Request *request) noexcept nogil
     cdef void _lose(self, int index, const char *reason) noexcept nogil
     cdef void _doubt(self) noexcept nogil
+    cdef bint _is_hopeless(self, uint64_t now) noexcept nogil
+    cdef void _beware(self) noexcept nogil
     cdef void _take_commit(self, Request *request) noexcept nogil
     cdef void _withdraw(self, Request *request) noexcept nogil
     cdef void _give_up(self, Request *request, int result) noexcept nogil

@@ -96,6 +96,8 @@ cdef enum:
     # How long the thread waits for more, in milliseconds, and how long it stays away from its loop at most.
     LINGER_MS = 1
     STAY_NS = 100000000
+    # Where there is another store to write to, how long one without a connection is waited for.
+    HOPE_NS = 1000000000
 
 
 # How many connections a store can have.
@@ -107,10 +109,13 @@ cdef class RemoteStore(Store):
 
     A `wary` one has a predecessor that may have died with writes in flight: it changes nothing before the
     server has had `drain_seconds` for them.  `align` is what requests are aligned to, in bytes.
+
+    Changes wait for ever, but with `write_seconds`: then they fail after that time, or after a second without
+    any connection.
     """
 
     def __cinit__(self, *, uint32_t align, double read_seconds, double stall_seconds, double drain_seconds,
-                  bint wary):
+                  bint wary, double write_seconds=0.0):
         cdef int i
         cdef epoll_event event
         pthread_mutex_init(&self.lock, NULL)
@@ -125,6 +130,8 @@ cdef class RemoteStore(Store):
         self.read_ns = <uint64_t> (read_seconds * 1e9)
         self.stall_ns = <uint64_t> (stall_seconds * 1e9)
         self.drain_ns = <uint64_t> (drain_seconds * 1e9)
+        self.write_ns = <uint64_t> (write_seconds * 1e9)
+        self.down_ns = now_ns()
         self.wary = wary
         self.most_bytes = PART_BYTES
         self.least_bytes = 1
@@ -366,6 +373,8 @@ cdef class RemoteStore(Store):
                     request = self.stages[i].first
                     cut = cut or request.kind != READ
                     self._give_up(request, -ESHUTDOWN)
+            # What was given up may come as well: see _beware().
+            cut = cut or self.wary or now_ns() < self.quiet_until_ns
             self._leave_work()
         return bool(cut)
 
@@ -637,7 +646,8 @@ cdef class RemoteStore(Store):
         lane.fd = -1
         strncpy(lane.reason, reason, REASON_BYTES - 1)
         lane.lost = True
-        add32(&self.up, -1)
+        if add32(&self.up, -1) == 0:
+            self.down_ns = now_ns()
         nbd_close(handle)               # nothing is called back any more, and no buffer touched
         self._settle()
         while lane.flying.first != NULL:
@@ -695,14 +705,28 @@ cdef class RemoteStore(Store):
         request = self.stages[ACTIVE].first
         while request != NULL:
             next = request.next
-            if request.deadline_ns and now >= request.deadline_ns:
+            if request.deadline_ns and (now >= request.deadline_ns
+                                        or (request.kind != READ and self._is_hopeless(now))):
                 for i in range(PARTS):
                     # Its buffer is touched as long as the connection lives.
                     if request.parts[i].busy and request.parts[i].lane >= 0:
                         self._lose(request.parts[i].lane, b"the server does not answer in time")
                 next = request.next
+                if request.doubled:
+                    self._beware()
                 self._give_up(request, -ETIMEDOUT)
             request = next
+
+    cdef bint _is_hopeless(self, uint64_t now) noexcept nogil:
+        """Whether changes need not wait: they may fail, and there is no connection."""
+        return self.write_ns != 0 and load32(&self.up) == 0 and now > self.down_ns + HOPE_NS
+
+    cdef void _beware(self) noexcept nogil:
+        """A change is given up that was sent, and may still come: others wait until it has had time."""
+        if load32(&self.up) == 0:
+            self.wary = True        # once it is connected
+        else:
+            self.quiet_until_ns = now_ns() + self.drain_ns
 
     cdef void _move(self, Request *request, int stage) noexcept nogil:
         remove_request(&self.stages[request.stage], request)
@@ -798,18 +822,20 @@ cdef int remote_read(void *of, char *buffer, size_t length, uint64_t at) noexcep
 
 
 cdef int remote_write(void *of, const char *data, size_t length, uint64_t at) noexcept nogil:
-    return (<RemoteStore> of).ask(WRITE, <char *> data, length, at, 0)
+    if (<RemoteStore> of)._is_hopeless(now_ns()):
+        return -ENOTCONN
+    return (<RemoteStore> of).ask(WRITE, <char *> data, length, at, (<RemoteStore> of).write_ns)
 
 
 cdef uint64_t remote_mark(void *of) noexcept nogil:
     return peek64(&(<RemoteStore> of).losses)
 
 
-cdef int remote_commit(void *of, uint64_t mark) noexcept nogil:
+cdef int remote_commit(void *of, uint64_t mark, uint64_t at) noexcept nogil:
     return (<RemoteStore> of).ask(COMMIT, NULL, 0, mark, 0)
 
 
 cdef int remote_discard(void *of, uint64_t length, uint64_t at) noexcept nogil:
     if not (<RemoteStore> of).can_trim:
         return 0
-    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, 0)
+    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, (<RemoteStore> of).write_ns)

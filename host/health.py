@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from swaptide.balloon import complaints
-from swaptide.cache import face, layout
+from swaptide.cache import face, layout, places
 from swaptide.cache.errors import StateError
 from swaptide.host import supervisor
 
@@ -110,7 +110,7 @@ def _tell_degraded(
         log.warning(
             "disk degraded name=%s error=%r write_errors=%d log=%s",
             disk.name,
-            f"its store {disk.spill_path} takes no writes",
+            f"its store {places.show(disk.spill_path)} takes no writes",
             counters["spill_write_errors"],
             keeper.log_path,
         )
@@ -126,7 +126,7 @@ def _tell_unreadable(
         log.warning(
             "disk cannot read what it spilled name=%s error=%r read_errors=%d log=%s",
             disk.name,
-            f"its store {disk.spill_path} fails, or holds what is not the disk's",
+            f"its store {places.show(disk.spill_path)} fails, or holds what is not the disk's",
             counters["spill_read_errors"],
             keeper.log_path,
         )

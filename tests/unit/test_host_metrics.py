@@ -26,6 +26,7 @@ NOT_TOLD = {
     "reserved_bytes",  # the size of the spill file, by another rule
     "ram_slots_used",
     "ram_slots_limit",
+    "second_slots_used",  # told of disks with two stores: see test_two_stores
     "log_clock",
     "write_clock",
     "frozen_seen",

@@ -114,5 +114,5 @@ def test_clearing_gives_up_and_can_be_followed_by_removal(store: Frozen, daemon:
     daemon.run("disk", "rm", "g1", "--force")
     assert time.monotonic() - begin < 12
     assert "g1" not in daemon.ok("disk", "ls")
-    _, stderr = clearing.communicate(timeout=20)
+    _, stderr = clearing.communicate(timeout=daemons.WAIT_SECONDS)
     assert clearing.returncode == 1 and stderr.startswith("swaptide: ") and stderr.count("\n") == 1

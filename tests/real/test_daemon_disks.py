@@ -94,7 +94,7 @@ def interrupted(daemon: daemons.Daemon, *words: str) -> str:
         daemons.wait_for(lambda: any(is_socket(fd) for fd in open_files.iterdir()))
         time.sleep(0.2)  # until it has sent its request
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=20)
+        _, said = waiting.communicate(timeout=daemons.WAIT_SECONDS)
     finally:
         daemon.process.send_signal(signal.SIGCONT)
     assert waiting.returncode == 130 and said.count("\n") == 1
@@ -107,7 +107,7 @@ def test_set_of_a_disk_that_is_removed_meanwhile(daemon: daemons.Daemon) -> None
     waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     daemons.wait_for(lambda: daemon.show()["target_bytes"] == 24 * MIB)
     daemon.ok("disk", "rm", "g1")
-    _, said = waiting.communicate(timeout=20)
+    _, said = waiting.communicate(timeout=daemons.WAIT_SECONDS)
     assert waiting.returncode == 1 and "removed or cleared meanwhile" in said
 
 
@@ -201,7 +201,7 @@ def test_interrupted_set_leaves_the_limit_in_force(daemon: daemons.Daemon) -> No
         )
         daemons.wait_for(lambda: daemon.show()["cap_bytes"] == 24 * MIB)
         waiting.send_signal(signal.SIGINT)
-        _, stderr = waiting.communicate(timeout=10)
+        _, stderr = waiting.communicate(timeout=daemons.WAIT_SECONDS)
     finally:
         os.kill(report["pid"], signal.SIGCONT)
     assert waiting.returncode == 130

@@ -112,7 +112,7 @@ def test_a_removal_that_is_cut_off_is_finished_by_the_next_daemon(
         while state.exists():
             pass
     daemon.stop(signal.SIGKILL)
-    _, said = removing.communicate(timeout=20)
+    _, said = removing.communicate(timeout=daemons.WAIT_SECONDS)
     assert b"ended before it answered" in said
     daemon.start()
     daemons.wait_for(lambda: "g1" not in daemon.ok("disk", "ls"), daemon.log.read_text)

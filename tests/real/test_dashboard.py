@@ -10,7 +10,7 @@ import pytest
 
 from dashboards import prometheus
 from tests import queries
-from tests.real import daemons, scenes
+from tests.real import daemons, scenes, sockets
 
 # However slow the host: what was squeezed at the beginning is in it.
 WINDOW = "30m"
@@ -197,7 +197,7 @@ def test_the_page_keeps_to_one_disk_where_it_is_told_so(scene: scenes.Scene) -> 
 
 def test_a_page_of_nothing_says_so(tmp_path: pathlib.Path) -> None:
     daemons.require("prometheus")
-    with prometheus.running(tmp_path, [], f"127.0.0.1:{scenes.free_port()}") as empty:
+    with prometheus.running(tmp_path, [], f"127.0.0.1:{sockets.free_port()}") as empty:
         scenes.wait_for(lambda: bool(empty.query("swaptide:hosts_up:sum")), "the rules were tried")
         page = Page(empty.get("/consoles/swaptide.html"))
         assert page.rows[-1] == ["No disk is known to this Prometheus: does it scrape aswaptide serve?"]

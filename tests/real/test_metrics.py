@@ -18,7 +18,7 @@ import nbd
 import pytest
 
 from swaptide.cache import face, geometry, layout
-from tests.real import daemons, scraping, server
+from tests.real import daemons, scraping, server, sockets
 from tests.real.scraping import Scrape
 
 MIB = 1 << 20
@@ -157,8 +157,7 @@ def test_prometheus_itself_reads_it(daemon: daemons.Daemon, tmp_path: pathlib.Pa
 @contextlib.contextmanager
 def _prometheus(root: pathlib.Path, scraped: int) -> Iterator[Callable[[str], float | None]]:
     """A Prometheus that scrapes that port; gives what asks it for one value, None for none."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = sockets.free_port()
     job = {"job_name": "swaptide", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
     (root / "prometheus.yml").write_text(json.dumps(config))  # which is YAML as well

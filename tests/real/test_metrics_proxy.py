@@ -14,18 +14,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hygiene import tree
-from tests.real import daemons, scraping
+from tests.real import daemons, scraping, sockets
 
 DOCUMENTED = re.search(
     r"^```nginx\n(.*?)^```", (tree.ROOT / "docs/metrics.md").read_text(), re.DOTALL | re.MULTILINE
 )
 PASSWORD = "a tide that comes in"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def run(*command: str) -> str:
@@ -65,7 +59,7 @@ def proxy(root: pathlib.Path, behind: int) -> Iterator[int]:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None or shutil.which("openssl") is None:
         pytest.skip("nginx or openssl is missing")
-    port = free_port()
+    port = sockets.free_port()
     command = [
         nginx,
         "-c",

@@ -31,7 +31,9 @@ def daemon() -> Iterator[daemons.Daemon]:
         pressure.touch()
         with daemons.serving(root, proc_dir=str(host.proc), host_reserve="128M") as running:
             running.add("g1", size=192 * MIB, ram=f"{RAM_MIB}M")
-            pressure.write_text(PRESSURE)  # not before the daemon has written its trigger into it
+            # Not before the daemon has tried to write its trigger into it.
+            daemons.wait_for(lambda: str(pressure) in running.log.read_text(), running.log.read_text)
+            pressure.write_text(PRESSURE)
             report = running.show("g1")
             with daemons.client(report) as handle:
                 handle.pwrite(b"\x55" * MIB, 128 * MIB)

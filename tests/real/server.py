@@ -154,7 +154,7 @@ def directory_on_tmpfs(directory: pathlib.Path) -> pathlib.Path:
 
 def bare_environment() -> dict[str, str]:
     """An environment that knows nothing of the venv: the plugin must find its way alone."""
-    keep = ("HOME", "LANG", "TMPDIR")
+    keep = ("HOME", "LANG", "LC_ALL", "TMPDIR")
     environment = {name: os.environ[name] for name in keep if name in os.environ}
     venv = pathlib.Path(sys.prefix) / "bin"
     environment["PATH"] = ":".join(p for p in os.environ["PATH"].split(":") if pathlib.Path(p) != venv)

@@ -170,7 +170,7 @@ def test_a_kill_thaws_nothing(daemon: daemons.Daemon, killed: str) -> None:
     def is_back() -> bool:
         """Its death may not have been noticed yet."""
         shown = daemon.show()
-        return shown["state"] == "frozen" and (shown["pid"] == pid) == (killed == "daemon")
+        return bool(shown["state"] == "frozen" and (shown["pid"] == pid) == (killed == "daemon"))
 
     daemons.wait_for(is_back, daemon.log.read_text)
     guest = Writer(daemon.show())

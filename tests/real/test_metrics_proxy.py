@@ -89,7 +89,7 @@ def ask(port: int, trusted: pathlib.Path, password: str | None) -> tuple[int, by
     context = ssl.create_default_context(cafile=str(trusted))
     connection = http.client.HTTPConnection("localhost", port)
     # By its address, since not every machine knows the name that the certificate is for.
-    plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=daemons.WAIT_SECONDS)
     connection.sock = context.wrap_socket(plain, server_hostname="localhost")
     headers = {}
     if password is not None:

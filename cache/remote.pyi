@@ -3,11 +3,11 @@
 from typing import Self
 
 from swaptide.cache.link import Link
-from swaptide.cache.store import Store
+from swaptide.cache.traffic import Traffic
 
 CONNECTIONS: int
 
-class RemoteStore(Store):
+class RemoteStore(Traffic):
     def __new__(
         cls, *, align: int, read_seconds: float, stall_seconds: float, drain_seconds: float, wary: bool
     ) -> Self: ...

@@ -122,7 +122,8 @@ cdef class RemoteStore(Traffic):
         request.length = length
         request.at = at
         request.planned = 0
-        request.deadline_ns = now_ns() + patience_ns if patience_ns else 0
+        request.asked_ns = now_ns()
+        request.deadline_ns = request.asked_ns + patience_ns if patience_ns else 0
         request.held_until_ns = 0
         request.flying = 0
         request.result = 0
@@ -217,6 +218,11 @@ cdef class RemoteStore(Traffic):
     def unanswered(self):
         """How many requests wait for the server."""
         return load32(&self.waiting)
+
+    @property
+    def overdue(self):
+        """Whether a write has waited for longer than a server may be silent, as the last `sweep` saw it."""
+        return bool(load32(&self.late))
 
     # The loop's thread.
 

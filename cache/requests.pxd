@@ -60,6 +60,7 @@ cdef struct Request:
     uint64_t length
     uint64_t at             # of a commit: the losses before its writes
     uint64_t planned        # bytes that have been cut into parts
+    uint64_t asked_ns
     uint64_t deadline_ns    # 0: it waits for ever
     uint64_t held_until_ns
     uint32_t flying         # parts that wait or are in flight

@@ -14,6 +14,7 @@ cdef enum:
 cdef class Traffic(Store):
     # Any thread reads them:
     cdef int32_t up, waiting        # lanes; requests that are not answered
+    cdef int32_t late               # whether a write has waited for too long
     cdef uint64_t losses            # lanes so far that broke
     # Whoever holds `work`:
     cdef Lane lanes[LANES]
@@ -50,5 +51,6 @@ cdef class Traffic(Store):
     cdef void _give_up(self, Request *request, int result) noexcept nogil
     cdef void _withdraw(self, Request *request) noexcept nogil
     cdef void _sweep(self) noexcept nogil
+    cdef bint _is_late(self, uint64_t now) noexcept nogil
     cdef void _move(self, Request *request, int stage) noexcept nogil
     cdef bint _end(self) noexcept nogil

@@ -13,7 +13,7 @@ crashed.
 from libc.errno cimport EAGAIN, ENOTCONN, ESHUTDOWN, ETIMEDOUT
 from libc.stdint cimport uint64_t
 
-from swaptide.cache.atomics cimport add32, load32, poke64
+from swaptide.cache.atomics cimport add32, load32, poke64, store32
 from swaptide.cache.histogram cimport now_ns
 from swaptide.cache.requests cimport (
     ACTIVE,
@@ -315,6 +315,20 @@ cdef class Traffic(Store):
                 next = request.next
                 self._give_up(request, -ETIMEDOUT)
             request = next
+        store32(&self.late, self._is_late(now))
+
+    cdef bint _is_late(self, uint64_t now) noexcept nogil:
+        """Whether a write waits for longer than a server may be silent: over however many connections, and
+        whatever else it answers."""
+        cdef Request *request
+        cdef int stage
+        for stage in range(STAGES):
+            request = self.stages[stage].first
+            while request != NULL:
+                if request.kind != READ and now > request.asked_ns and now - request.asked_ns > self.stall_ns:
+                    return True
+                request = request.next
+        return False
 
     cdef void _move(self, Request *request, int stage) noexcept nogil:
         remove_request(&self.stages[request.stage], request)

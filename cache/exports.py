@@ -78,14 +78,15 @@ class Export:
     ) -> None:
         self.uri = uri
         self.reserved_bytes = shape.spill_bytes
+        stall_seconds = max(1.0, timeout_seconds / 2)
         self.store = remote.RemoteStore(
             align=align,
             read_seconds=timeout_seconds,
-            stall_seconds=max(1.0, timeout_seconds / 2),
+            stall_seconds=stall_seconds,
             drain_seconds=DRAIN_SECONDS,
             wary=wary,
             # Of two, the other one takes what this one does not.
-            write_seconds=timeout_seconds if part else 0.0,
+            write_seconds=stall_seconds if part else 0.0,
         )
         self._disk_id = disk_id
         self._part = part
@@ -105,8 +106,8 @@ class Export:
         self._lanes.start(REOPEN_SECONDS, may_die=may_die)
 
     def trouble(self) -> str:
-        """Why the server cannot be reached right now, which one it is, too; empty where it can."""
-        why = self._lanes.trouble
+        """What is wrong with the server right now, and which one it is; empty where it is well."""
+        why = self._lanes.trouble or ("its server answers no writes" if self._lanes.overdue else "")
         return f"spill={self.uri}: {why}" if why else ""
 
     def wind_up(self) -> bool:

@@ -3,11 +3,11 @@
 from typing import Self
 
 from swaptide.cache.link import Link
-from swaptide.cache.store import Store
+from swaptide.cache.traffic import Traffic
 
 CONNECTIONS: int
 
-class RemoteStore(Store):
+class RemoteStore(Traffic):
     def __new__(
         cls,
         *,
@@ -22,6 +22,8 @@ class RemoteStore(Store):
     def connections(self) -> int: ...
     @property
     def unanswered(self) -> int: ...
+    @property
+    def overdue(self) -> bool: ...
     def fileno(self) -> int: ...
     def attach(self, index: int, link: Link) -> None: ...
     def serve(self) -> list[tuple[int, str]]: ...

@@ -65,8 +65,6 @@ AHEAD_WRITES: Final = 2
 PATIENCE_SECONDS: Final = 5.0
 # After a failure of the store or the host, in seconds.
 BACK_OFF_SECONDS: Final = 0.1
-# How long one of two stores is without a connection before the other one is used.
-DOWN_SECONDS: Final = 1.0
 # Where there was nothing to do after all.
 PAUSE_SECONDS: Final = 0.01
 # Reading the cgroups' files takes tens of microseconds, and a busy disk looks thousands of times a second.
@@ -268,24 +266,19 @@ class Stores:
         self._stores = stores
         self._segments = segments
         self._errors = (0,) * len(stores)
-        self._down_since: list[float | None] = [None] * len(stores)
+        self._down = [False] * len(stores)
 
     def __bool__(self) -> bool:
         return bool(self._stores)
 
     def look(self) -> None:
-        """Tell the segments which one has been without a connection for long, or has one again."""
+        """Tell the segments which one does not answer, or answers again."""
         for index, store in enumerate(self._stores):
-            since, now = self._down_since[index], time.monotonic()
-            if not store.trouble():
-                if since is not None:
-                    self._segments.set_store_down(index, False)
-                    self.wrote()
-                self._down_since[index] = None
-            elif since is None:
-                self._down_since[index] = now
-            elif now - since >= DOWN_SECONDS:
-                self._segments.set_store_down(index, True)
+            down = bool(store.trouble())
+            if down != self._down[index]:
+                self._down[index] = down
+                self._segments.set_store_down(index, down)
+                self.wrote()
 
     def wrote(self) -> None:
         """Tell the log which one takes no more writes, or takes them again."""

@@ -47,7 +47,8 @@ def parse(text: str) -> Spill:
     """The place or places; a path becomes absolute.  Raises UsageError for what cannot be one."""
     written = _split(text)
     parts = [
-        Part(_place(place), sizes.parse("spill: size", size) if size else None) for place, size in written
+        Part(_place(place), sizes.parse("spill: size", size) if size is not None else None)
+        for place, size in written
     ]
     if len(parts) == 1:
         if parts[0].size_bytes is not None:

@@ -769,8 +769,8 @@ cdef class Segments:
         return may
 
     cdef void end_write(self, uint32_t segment, int result) noexcept nogil:
-        """A write ended with 0 or -errno: its segment is CLEAN, or DIRTY again and its slot free; claimed still.
-        """
+        """A write ended, with 0 or -errno: its segment is CLEAN, or DIRTY again with its slot free; it is
+        claimed still."""
         cdef uint64_t place
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place

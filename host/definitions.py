@@ -76,7 +76,7 @@ def check_label(label: str) -> None:
 
 
 def check_spill(path: str) -> None:
-    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, an NBD URI, or two such."""
+    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, an NBD URI, or two."""
     for each in places.each(path):
         if not uris.is_uri(each) and not os.path.isabs(each):
             raise UsageError(f"spill path {each!r} is not allowed: give an absolute path")

@@ -128,7 +128,8 @@ def _cause(spill_path: str, trouble: str) -> str:
     place = places.show(spill_path)
     if not trouble:
         return f"its store {place} takes no writes"
-    return trouble if place in trouble else f"its store {place}: {trouble}"
+    named = any(places.show(each) in trouble for each in places.each(spill_path))
+    return trouble if named else f"its store {place}: {trouble}"
 
 
 def _tell_unreadable(

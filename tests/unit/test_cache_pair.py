@@ -55,7 +55,8 @@ def test_offsets_belong_to_one_store_each(tmp_path: pathlib.Path) -> None:
     base, first = 8192, 4 * 4096
     for fd in fds:
         os.truncate(fd, base + 8 * 4096)
-    store = PairStore(*(FileStore(fd, 512, False) for fd in fds), base, first)  # type: ignore[arg-type]
+    stores = [FileStore(fd, 512, False) for fd in fds]
+    store = PairStore(stores[0], stores[1], base, first)
     for page in range(10):
         store.write_bytes(bytes([page + 1]) * 4096, base + page * 4096)
     for page in range(10):

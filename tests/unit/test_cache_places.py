@@ -58,7 +58,7 @@ def test_what_is_shown_and_made_absolute_parses_to_the_same() -> None:
         (f"{FILE},{URI},/third,/fourth", "4 stores, at most 2"),
         (f"{FILE},size=1G", "size= is for one of two"),
         (f"{FILE},size=1G,size=2G,{URI}", "two sizes"),
-        (f"{FILE},size=,{URI}", "must be"),
+        (f"{FILE},size=,{URI}", "not a size"),
         (f"{FILE},size=lots,{URI}", "not a size"),
         (f"{FILE},size=0,{URI}", "more than zero"),
         (f"{FILE},{FILE}", "twice the same"),

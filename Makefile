@@ -110,7 +110,7 @@ pictures: ## draw docs/dashboard.png and docs/top.svg anew, of a real daemon at 
 	@$(PYTHON) tests/real/pictures.py
 
 KILLS := 200
-# What the tortured disk spills to: file or nbd.
+# What the tortured disk spills to: file, nbd or pair.
 STORE := file
 
 .PHONY: torture

@@ -95,7 +95,7 @@ def test_random_load_while_the_cap_moves(
 
 
 def rest(face: StateFace, load: driver.Driver, wanted: set[str]) -> None:
-    """Leave room, and pause now and then, until all of that was done ahead of need, and some can be dropped."""
+    """Leave room, and pause now and then, until all of that is done ahead of need and some may be dropped."""
     face.set_limits(cap_bytes=LOW + (60 << 20), target_bytes=LOW + (60 << 20))
     for _ in range(60):
         load.run(300)

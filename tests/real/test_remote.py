@@ -1,6 +1,7 @@
 """Spilling to an NBD server: whatever it demands, and when it dies, stalls or is not the right one."""
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import random
@@ -120,6 +121,43 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
         until(lambda: not degraded(face), "the end of degraded")
         check(disk)
     assert "does not answer" in disk.log.read_text()
+
+
+def test_a_server_that_answers_reads_and_no_writes_is_trouble(
+    tmp_path: pathlib.Path, remote: remotes.Remote
+) -> None:
+    with serving(tmp_path, remote.uri, spill_timeout="4") as disk, disk.face() as face:
+        fill(disk)
+        # One connection, so that it is never silent, and stays; and threads for all writes that hang there.
+        remote.options = ["-t", "128"]
+        remote.filters = ["multi-conn", "delay"]
+        remote.parameters = ["multi-conn-mode=disable", "delay-write=600"]
+        remote.restart()
+        until(lambda: "works again" in disk.log.read_text(), "the connection")
+        written = threading.Thread(target=fill, args=(disk, 0, SIZE))
+        written.start()
+        handle = nbd.NBD()
+        handle.connect_uri(disk.uri)
+        place = itertools.cycle(range(0, SIZE, 1 << 20))
+
+        def told() -> bool:
+            at = next(place)
+            assert handle.pread(1 << 20, at) == DATA[at : at + (1 << 20)]
+            return "spill server answers no writes" in disk.log.read_text()
+
+        until(told, "a line of the log")
+        assert degraded(face) and face.trouble() == f"spill={remote.uri}: its server answers no writes"
+        told()
+        assert degraded(face), "as long as it goes on, whatever else is answered"
+        remote.filters, remote.parameters = [], []
+        remote.restart()
+        until(lambda: not degraded(face), "the end of degraded")
+        written.join(60)
+        assert not written.is_alive()
+        handle.shutdown()
+        check(disk)
+        assert server.fresh_counters(face)["spill_read_errors"] == 0
+        until(lambda: "spill server answers writes again" in disk.log.read_text(), "its end in the log")
 
 
 def test_reads_wait_for_so_long_and_no_longer(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:

@@ -114,7 +114,7 @@ KILLS := 200
 STORE := file
 
 .PHONY: torture
-torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200, STORE=file|nbd)
+torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200, STORE=file|nbd|pair)
 	@$(PYTHON) tests/real/torture.py --kills $(KILLS) --store $(STORE)
 
 .PHONY: lint

@@ -50,7 +50,7 @@ def test_random_load_with_plenty_of_ram(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("requests", [25_000, pytest.param(260_000, marks=LONG)])
 @pytest.mark.parametrize(
     ("store", "compress"),
-    [*(("file", each) for each in layout.COMPRESS), ("nbd", "none"), ("nbd", "lz4+zstd")],
+    [*(("file", each) for each in layout.COMPRESS), ("nbd", "none"), ("nbd", "lz4+zstd"), ("pair", "lz4")],
 )
 def test_random_load_while_the_cap_moves(
     tmp_path: pathlib.Path, store: str, compress: str, requests: int

@@ -13,6 +13,8 @@ import nbd
 import pytest
 
 from swaptide.cache import exports, uris
+from swaptide.cache.errors import SetupError
+from swaptide.host import zeros
 from tests.real import daemons, remotes
 
 MIB = daemons.MIB
@@ -108,6 +110,65 @@ def test_a_stalled_server_does_not_hold_up_a_removal(daemon: daemons.Daemon, rem
         removed = daemon.run("disk", "rm", "g1")
         assert time.monotonic() - begun < 30
         assert removed.returncode == 1 and "does not answer" in removed.stderr
+
+
+def test_a_removal_that_is_slow_does_not_empty_the_next_disk(
+    daemon: daemons.Daemon, remote: remotes.Remote
+) -> None:
+    report = daemon.add("g1", "--spill", remote.uri)
+    fill(daemon)
+    remote.filters, remote.parameters = ["delay"], ["delay-trim=600"]
+    remote.restart()
+    daemons.wait_for(lambda: daemon.show()["state"] == "running")
+    removed = daemon.run("disk", "rm", "g1")
+    assert removed.returncode == 1 and f"spill={remote.uri} is not erased" in removed.stderr
+    # A trim that nobody waits for any more may come at any time: so it is not given to another one.
+    assert owner(remote) == report["id"]
+    again = daemon.run("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--spill", remote.uri)
+    assert again.returncode == 1 and f"belongs to the disk {report['id']}" in again.stderr
+
+
+def test_a_server_that_declines_trims_is_given_up_all_the_same(
+    daemon: daemons.Daemon, remote: remotes.Remote
+) -> None:
+    daemon.add("g1", "--spill", remote.uri)
+    fill(daemon)
+    remote.filters = ["error"]
+    remote.parameters = ["error-trim=EINVAL", "error-trim-rate=100%"]
+    remote.restart()
+    daemons.wait_for(lambda: daemon.show()["state"] == "running")
+    daemon.ok("disk", "rm", "g1")
+    assert owner(remote) is None
+
+
+def test_who_gives_an_export_up_shows_life_and_goes_on_only_while_somebody_waits(
+    daemon: daemons.Daemon, remote: remotes.Remote
+) -> None:
+    report = daemon.add("g1", "--spill", remote.uri)
+    daemon.stop()
+    os.kill(report["pid"], signal.SIGKILL)
+    daemons.wait_for(lambda: not pathlib.Path(f"/proc/{report['pid']}").exists())
+    uri = uris.parse(remote.uri)
+
+    class Leaving(zeros.Progress):
+        """Is left as soon as the first step was done."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "done_bytes" and value:
+                super().__setattr__("abandoned", True)
+
+    def beat() -> bytes:
+        with open(remote.path, "rb") as file:
+            file.seek(exports.BEAT_OFFSET)
+            return file.read(exports.BEAT.size)
+
+    before = beat()
+    with pytest.raises(SetupError):
+        exports.release(uri, report["id"], progress=Leaving())
+    assert owner(remote) == report["id"] and beat() != before
+    exports.release(uri, report["id"], progress=zeros.Progress())
+    assert owner(remote) is None
 
 
 def test_what_cannot_be_is_one_line(daemon: daemons.Daemon, remote: remotes.Remote) -> None:

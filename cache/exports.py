@@ -85,7 +85,7 @@ class Export:
         self.store = remote.RemoteStore(
             align=align,
             read_seconds=timeout_seconds,
-            stall_seconds=max(1.0, timeout_seconds / 2),
+            stall_seconds=_stall_seconds(timeout_seconds),
             drain_seconds=DRAIN_SECONDS,
             wary=wary,
         )
@@ -104,6 +104,11 @@ class Export:
         """What is wrong with the server right now, and which one it is; empty where it is well."""
         why = self._lanes.trouble or ("its server answers no writes" if self._lanes.overdue else "")
         return f"spill={self.uri}: {why}" if why else ""
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """How long reads wait for a server that is gone; None for the default.  Any thread."""
+        wanted = DEFAULT_TIMEOUT_SECONDS if seconds is None else seconds
+        self.store.set_patience(wanted, _stall_seconds(wanted))
 
     def wind_up(self) -> bool:
         """Let go of the server; whoever still waits for it gets an error.  Whether a write was cut off."""
@@ -222,6 +227,11 @@ def release(uri: uris.Uri, disk_id: str, *, zero_bytes: int = 0, progress: "Prog
             raise SetupError("another disk took it meanwhile")
         connection.write(_pack(spillfile.SpillHeader(_NOBODY, "", "")), 0, STEP_SECONDS)
         connection.flush(LIMIT_SECONDS)
+
+
+def _stall_seconds(timeout_seconds: float) -> float:
+    """How long a server may have requests and answer none, so that reads can be asked for once more."""
+    return max(1.0, timeout_seconds / 2)
 
 
 def owner_of(uri: uris.Uri) -> Owner | None:

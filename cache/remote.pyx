@@ -13,7 +13,7 @@ import os
 from libc.errno cimport ESHUTDOWN
 from libc.stdint cimport uint32_t, uint64_t
 
-from swaptide.cache.atomics cimport load32, peek64
+from swaptide.cache.atomics cimport load32, peek64, poke64
 from swaptide.cache.histogram cimport now_ns
 from swaptide.cache.libnbd cimport nbd_handle
 from swaptide.cache.link cimport Link
@@ -89,8 +89,7 @@ cdef class RemoteStore(Traffic):
         event.events = EPOLLIN
         event.data.u32 = KICKED
         epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self.kick_fd, &event)
-        self.read_ns = <uint64_t> (read_seconds * 1e9)
-        self.stall_ns = <uint64_t> (stall_seconds * 1e9)
+        self.set_patience(read_seconds, stall_seconds)
         self.drain_ns = <uint64_t> (drain_seconds * 1e9)
         self.wary = wary
         self.face.of = <void *> self
@@ -187,6 +186,11 @@ cdef class RemoteStore(Traffic):
     cdef void _kick(self) noexcept nogil:
         cdef uint64_t one = 1
         write(self.kick_fd, &one, 8)
+
+    def set_patience(self, double read_seconds, double stall_seconds):
+        """How long reads wait that are asked from now on, and how long the server may be silent."""
+        poke64(&self.read_ns, <uint64_t> (read_seconds * 1e9))
+        poke64(&self.stall_ns, <uint64_t> (stall_seconds * 1e9))
 
     def read_bytes(self, size_t count, uint64_t at):
         """`count` bytes at `at`, which both suit the server.  Raises OSError."""
@@ -323,7 +327,7 @@ cdef class RemoteStore(Traffic):
 # The store's face.
 
 cdef int remote_read(void *of, char *buffer, size_t length, uint64_t at) noexcept nogil:
-    return (<RemoteStore> of).ask(READ, buffer, length, at, (<RemoteStore> of).read_ns)
+    return (<RemoteStore> of).ask(READ, buffer, length, at, peek64(&(<RemoteStore> of).read_ns))
 
 
 cdef int remote_write(void *of, const char *data, size_t length, uint64_t at) noexcept nogil:

@@ -24,8 +24,10 @@ cdef class Traffic(Store):
     cdef Request flush
     cdef bint flushing, wary, ended
     cdef uint64_t quiet_until_ns
+    # Any thread, at any time:
+    cdef uint64_t read_ns, stall_ns
     # Set before the first request:
-    cdef uint64_t read_ns, stall_ns, drain_ns
+    cdef uint64_t drain_ns
     # As the server wants it:
     cdef uint64_t most_bytes, least_bytes
     cdef bint can_flush, can_fua, can_trim
@@ -51,6 +53,6 @@ cdef class Traffic(Store):
     cdef void _give_up(self, Request *request, int result) noexcept nogil
     cdef void _withdraw(self, Request *request) noexcept nogil
     cdef void _sweep(self) noexcept nogil
-    cdef bint _is_late(self, uint64_t now) noexcept nogil
+    cdef bint _is_late(self, uint64_t now, uint64_t stall_ns) noexcept nogil
     cdef void _move(self, Request *request, int stage) noexcept nogil
     cdef bint _end(self) noexcept nogil

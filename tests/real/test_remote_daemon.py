@@ -112,6 +112,52 @@ def test_a_stalled_server_does_not_hold_up_a_removal(daemon: daemons.Daemon, rem
         assert removed.returncode == 1 and "does not answer" in removed.stderr
 
 
+def test_how_long_reads_wait_is_for_the_operator_to_say(
+    daemon: daemons.Daemon, remote: remotes.Remote
+) -> None:
+    report = daemon.add("g1", "--spill", remote.uri)
+    assert report["spill_timeout_seconds"] == 30.0, "as the configuration says"
+    daemon.ok("disk", "set", "g1", "--spill-timeout", "90s")
+    assert daemon.show()["spill_timeout_seconds"] == 90.0
+    fill(daemon)
+    remote.stop()
+    daemon.ok("disk", "set", "g1", "--spill-timeout", "2s")
+    # In force at once, and after a restart: else this would take 90 s.
+    assert _read_fails_after(daemon) < 45
+    os.kill(report["pid"], signal.SIGKILL)
+    daemons.wait_for(
+        lambda: daemon.show()["state"] == "degraded" and daemon.show()["pid"] != report["pid"],
+        daemon.log.read_text,
+    )
+    again = daemon.show()
+    assert again["spill_timeout_seconds"] == 2.0
+    assert "spill-timeout=2.000" in pathlib.Path(f"/proc/{again['pid']}/cmdline").read_text().split("\0")
+    assert _read_fails_after(daemon) < 45
+    remote.start()
+    daemons.wait_for(lambda: daemon.show()["state"] == "running")
+    check(daemon)
+
+
+def _read_fails_after(daemon: daemons.Daemon) -> float:
+    """Seconds until a read of what is spilled is an error."""
+    begun = time.monotonic()
+    with daemons.client(daemon.show()) as handle, pytest.raises(nbd.Error):
+        for at in range(0, daemons.SIZE, MIB):
+            handle.pread(MIB, at)
+    return time.monotonic() - begun
+
+
+def test_the_configuration_says_how_long_where_the_disk_does_not(
+    root: pathlib.Path, remote: remotes.Remote
+) -> None:
+    with daemons.serving(root, balloon=False, spill_timeout="7s") as daemon:
+        assert daemon.add("g1", "--spill", remote.uri)["spill_timeout_seconds"] == 7.0
+        assert daemon.add("g2")["spill_timeout_seconds"] is None
+        daemon.ok("disk", "rm", "g1")
+        own = daemon.add("g1", "--spill", remote.uri, "--spill-timeout", "1.5m")
+        assert own["spill_timeout_seconds"] == 90.0
+
+
 def test_a_removal_that_is_slow_does_not_empty_the_next_disk(
     daemon: daemons.Daemon, remote: remotes.Remote
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from swaptide.cache import detached, uris
+from swaptide.cache import detached, places, uris
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import durations
 
@@ -80,16 +80,16 @@ def check_label(label: str) -> None:
 
 
 def check_spill(path: str) -> None:
-    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, or is an NBD URI."""
-    if uris.is_uri(path):
-        uris.parse(path)
-    elif not os.path.isabs(path) or "\0" in path:
-        raise UsageError(f"spill path {path!r} is not allowed: give an absolute path")
+    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, an NBD URI, or two."""
+    for each in places.each(path):
+        if not uris.is_uri(each) and not os.path.isabs(each):
+            raise UsageError(f"spill path {each!r} is not allowed: give an absolute path")
+    places.parse(path)
 
 
 def check_spill_timeout(spill_path: str, seconds: float) -> None:
     """Raises UsageError unless reads from there can wait for so long and no longer."""
-    if not uris.is_uri(spill_path):
+    if not places.has_server(spill_path):
         raise UsageError(
             f"--spill-timeout is for NBD exports; reads of {spill_path or 'a file'} wait as long as the"
             " kernel does; leave it out"

@@ -109,13 +109,13 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
 ) -> None:
     with serving(tmp_path, remote.uri, spill_timeout="4") as disk, disk.face() as face:
         fill(disk)
+        begun = time.monotonic()
         with remote.stalled():
             handle = nbd.NBD()
             handle.connect_uri(disk.uri)
-            begun = time.monotonic()
             with pytest.raises(nbd.Error) as error:
                 handle.pread(1 << 20, 0)
-            assert error.value.errno == "EIO" and 3 < time.monotonic() - begun < 30
+            assert error.value.errno == "EIO" and 3 < time.monotonic() - begun < 60
             until(lambda: degraded(face), "degraded")
             handle.shutdown()
         until(lambda: not degraded(face), "the end of degraded")
@@ -163,13 +163,13 @@ def test_a_server_that_answers_reads_and_no_writes_is_trouble(
 def test_reads_wait_for_so_long_and_no_longer(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
     with serving(tmp_path, remote.uri, spill_timeout="2") as disk:
         fill(disk)
+        begun = time.monotonic()
         remote.stop()
         handle = nbd.NBD()
         handle.connect_uri(disk.uri)
-        begun = time.monotonic()
         with pytest.raises(nbd.Error) as error:
             handle.pread(1 << 20, 0)
-        assert error.value.errno == "EIO" and 1.5 < time.monotonic() - begun < 20
+        assert error.value.errno == "EIO" and 1.5 < time.monotonic() - begun < 60
         handle.shutdown()
         remote.start()
         until(lambda: "works again" in disk.log.read_text(), "the server")
@@ -205,7 +205,7 @@ def test_a_successor_serves_what_is_in_ram_without_the_server(
         remote.stop()
         disk.stop(signal.SIGKILL)
         disk.start()
-        assert degraded(face)
+        until(lambda: degraded(face), "degraded")
         check(disk, SIZE - (4 << 20), SIZE)  # written last
         remote.start()
         until(lambda: not degraded(face), "the server")
@@ -214,7 +214,9 @@ def test_a_successor_serves_what_is_in_ram_without_the_server(
 
 def test_limits_while_the_server_is_gone(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
     """What can be done without it is done; the rest waits, and the limit holds when it is back."""
-    with serving(tmp_path, remote.uri, ram="128M", compress="lz4") as disk, disk.face() as face:
+    # What is written ahead could be dropped without the server.
+    more = {"ram": "128M", "compress": "lz4", "clean_ahead": "0%"}
+    with serving(tmp_path, remote.uri, **more) as disk, disk.face() as face:
         fill(disk)
         remote.stop()
         until(lambda: degraded(face), "degraded")
@@ -238,7 +240,7 @@ def test_errors_of_the_server_are_those_of_a_disk(tmp_path: pathlib.Path) -> Non
         trigger.touch()
         face.set_limits(cap_bytes=RAM, target_bytes=RAM)
         until(lambda: server.fresh_counters(face)["spill_write_errors"] > 3, "write errors")
-        assert degraded(face)
+        until(lambda: degraded(face), "degraded")
         trigger.unlink()
         server.wait_until_holds(face, RAM)
         until(lambda: not degraded(face), "the end of degraded")

@@ -13,9 +13,9 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Union
 
 from swaptide.cache import (
-    exports,
     face,
     geometry,
     guard,
@@ -34,6 +34,10 @@ from swaptide.cache.movers import PACKERS, SPILLERS, Movers
 from swaptide.cache.moves import Moves
 from swaptide.cache.runner import Runner
 from swaptide.cache.segments import Segments
+
+if TYPE_CHECKING:
+    # Else where it is needed: libnbd and what comes with it are a MiB and a half, which a file is served without.
+    from swaptide.cache import exports
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ class Settings:
 
 
 # A file or device, or an NBD export; both have the same methods.
-Spill = spillfile.SpillFile | exports.Export
+Spill = Union[spillfile.SpillFile, "exports.Export"]
 
 
 class Engine:
@@ -170,6 +174,8 @@ class Engine:
         path = settings.spill
         where = str(state.path.resolve()) if state.path is not None else ""
         if isinstance(path, uris.Uri):
+            from swaptide.cache import exports
+
             return exports.create(
                 path,
                 state.shape,
@@ -213,6 +219,8 @@ class Engine:
     def _reopen_spill(settings: Settings, state: statefile.StateFile) -> Spill:
         disk_id = state.identity.disk_id
         if isinstance(settings.spill, uris.Uri):
+            from swaptide.cache import exports
+
             # Whoever let go of its store in peace took its number away.
             died = state.mapping.counter_word(layout.COUNTERS.index("owner_pid")) != 0
             return exports.reopen(
@@ -346,6 +354,8 @@ class Engine:
 
 
 def _timeout(settings: Settings) -> float:
+    from swaptide.cache import exports
+
     wanted = settings.spill_timeout_seconds
     return exports.DEFAULT_TIMEOUT_SECONDS if wanted is None else wanted
 

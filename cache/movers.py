@@ -77,7 +77,13 @@ DISCARD_BATCH: Final = 4
 # How long a segment whose read failed is left alone.
 FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
-# How often work that is done ahead of need looks whether it is still welcome.
+# A disk of which nothing was wanted for so long looks less often: a hundred idle disks are not to be felt.
+CALM_AFTER_SECONDS: Final = 10.0
+CALM_SECONDS: Final = 5.0
+# How long staging buffers are kept that nobody writes from.
+STAGED_SECONDS: Final = 5.0
+# How often work that is done ahead of need looks whether it is still welcome; less and less often, up to
+# IDLE_SECONDS, where it is not.
 AHEAD_SECONDS: Final = 0.05
 # Cores without work from which on one counts as idle.
 IDLE_CORES: Final = 0.5
@@ -85,6 +91,8 @@ IDLE_CORES: Final = 0.5
 PACKER_NICENESS: Final = 5
 # Left free below a memory cgroup's limit, in bytes: request buffers (16 MiB) and what the kernel charges.
 CGROUP_MARGIN_BYTES: Final = 24 << 20
+# Of that, what a staging buffer leaves.
+STAGE_MARGIN_BYTES: Final = 8 << 20
 
 
 class Snapshot(NamedTuple):
@@ -263,7 +271,12 @@ class Movers:
         self._segments = segments
         self._kick_fd = kick_fd
         self._awake = asyncio.Event()
-        self._idle_spillers = list(range(SPILLERS))
+        # Worker 0 first, whose buffer is always there.
+        self._idle_spillers = list(reversed(range(SPILLERS)))
+        self._spilled_at = time.monotonic()
+        self._staged = True
+        self._looked_last: Snapshot | None = None
+        self._calm_since = time.monotonic()
         self._idle_packers = list(range(PACKERS))
         self._cleaning = False
         self._populating = False
@@ -289,6 +302,7 @@ class Movers:
         self._guest_at = (0, 0)  # how many segments it began, and how full the last one is
         self._guest_since = 0.0
         self._ahead = False
+        self._ahead_seconds = AHEAD_SECONDS
         self._disk_idle = False
         self._looked_at = 0.0
         self._misses = 0
@@ -319,7 +333,7 @@ class Movers:
                 else:
                     self._start(self._look())
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(AHEAD_SECONDS if self._ahead else IDLE_SECONDS):
+                    async with asyncio.timeout(self._pause_seconds()):
                         await self._awake.wait()
         finally:
             loop.remove_reader(self._kick_fd)
@@ -333,6 +347,16 @@ class Movers:
         os.eventfd_read(self._kick_fd)
         self._awake.set()
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing moved for a while, and no memory cgroup has to be watched.  On the loop alone."""
+        return self._room is None and time.monotonic() - self._calm_since >= CALM_AFTER_SECONDS
+
+    def _pause_seconds(self) -> float:
+        if self._ahead:
+            return self._ahead_seconds
+        return CALM_SECONDS if self.calm else IDLE_SECONDS
+
     def _look(self) -> Snapshot:
         self._ask_host()
         if self._room is None or self._room > CGROUP_MARGIN_BYTES:
@@ -340,6 +364,8 @@ class Movers:
             if self._room is not None:
                 self._room -= granted
         now = Snapshot(*self._segments.snapshot())
+        if now != self._looked_last or self._tasks:
+            self._looked_last, self._calm_since = now, time.monotonic()
         # Where the host gives no more, what there is has to do, whatever the target says.
         return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
 
@@ -360,6 +386,14 @@ class Movers:
         busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
         todo = plan(now, busy, self._wish(now), emptiest)
         self._ahead = todo.ahead
+        if todo.spill or todo.pack or self._tasks or not todo.ahead:
+            self._ahead_seconds = AHEAD_SECONDS
+        else:
+            self._ahead_seconds = min(2 * self._ahead_seconds, IDLE_SECONDS)
+        if todo.spill:
+            self._spilled_at, self._staged = time.monotonic(), True
+        elif self._staged and len(self._idle_spillers) == SPILLERS:
+            self._unstage()
         self._segments.set_keep_free(todo.keep_free)
         if todo.seal_packers and not busy.packing:
             self._segments.seal_packers()
@@ -385,6 +419,13 @@ class Movers:
         if self._may_discard(todo):
             self._discarding = True
             self._spawn(self._discard())
+
+    def _unstage(self) -> None:
+        """Give back the buffers that were not written from for a while."""
+        if time.monotonic() - self._spilled_at >= STAGED_SECONDS:
+            self._moves.unstage()
+            self._idle_spillers.sort(reverse=True)
+            self._staged = False
 
     def _may_discard(self, todo: Plan) -> bool:
         """Whether the store is at leisure, and keeps more than it need."""
@@ -474,9 +515,9 @@ class Movers:
     async def _spill(self, worker: int, most: int, *, ahead: bool) -> None:
         begun = time.monotonic()
         try:
-            result = await self._call(self._moves.spill, worker, most, not ahead)
+            result = await self._call(self._stage_and_spill, worker, most, not ahead)
             if result == -errno.EAGAIN:
-                await asyncio.sleep(PAUSE_SECONDS)  # the store broke off: written anew
+                await asyncio.sleep(PAUSE_SECONDS)  # the store broke off: written anew; or no buffer
             elif result < 0:
                 await self._store_failed(-result)
             elif result > 0:
@@ -486,6 +527,15 @@ class Movers:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
         finally:
             self._idle_spillers.append(worker)
+
+    def _stage_and_spill(self, worker: int, most: int, give_back: bool) -> int:
+        if not self._moves.is_staged(worker):
+            room = self._headroom.bytes()
+            if room is not None and room < STAGE_MARGIN_BYTES + geometry.SEGMENT_BYTES:
+                return -errno.EAGAIN
+            if not self._moves.stage(worker):
+                return -errno.EAGAIN
+        return self._moves.spill(worker, most, give_back)
 
     async def _pack(self, worker: int, keep_raw: int) -> None:
         begun = time.monotonic()

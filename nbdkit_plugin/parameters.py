@@ -4,10 +4,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from swaptide.cache import endpoint, engine, geometry, layout, logs, uris
+from swaptide.cache import engine, geometry, layout, logs, uris
 from swaptide.cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from swaptide.cache import endpoint
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -115,8 +118,10 @@ def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     return dataclasses.replace(settings, **{field: parsed})
 
 
-def metrics(value: str) -> endpoint.Address | None:
+def metrics(value: str) -> "endpoint.Address | None":
     """The address of the parameter `metrics`, None for off.  Raises UsageError for what is none."""
+    from swaptide.cache import endpoint  # half a MiB, for the few disks that are asked
+
     return endpoint.parse(METRICS, value)
 
 

@@ -1,7 +1,7 @@
 """Rows of what guests on one host do to each other: reads of one disk beside another one at full speed.
 
-A guest is a disk's process and the client that loads it, here fio; both go where the guest goes.  Each row has
-another way of keeping the two apart.  One thread measures, another one keeps the neighbour at work.
+A guest is a disk's process and the client that loads it, here fio; both go where the guest goes.  Each row
+has another way of keeping the two apart.  One thread measures, another one keeps the neighbour at work.
 """
 
 import contextlib
@@ -97,11 +97,13 @@ def _measure(name: str, places: Places, notes: Sequence[str], lab: measure.Lab) 
         reference=(ALONE,),
         again=(AGAIN, ALONE),
         notes=[
-            f"{measure.OURS}: beside a disk with 4 KiB random read hits at depth 16; {WRITER.partition(', ')[2]}: "
-            "4 KiB random writes at depth 16 to a disk of four times its RAM; a guest is its disk's process and"
-            " its fio",
+            f"{measure.OURS}: beside a disk that is read, 4 KiB hits at random, depth 16; the other one is"
+            " written, 4 KiB at random, depth 16, and is four times its RAM; a guest: its disk and its fio",
             *notes,
-            *(f"the other did {min(each):.0f} to {max(each):.0f} requests/s, {who}" for who, each in rates.items()),
+            *(
+                f"the other did {min(each):.0f} to {max(each):.0f} requests/s, {who}"
+                for who, each in rates.items()
+            ),
         ],
     )
 
@@ -145,7 +147,7 @@ def _loud(
         raise failed[0]
 
 
-# --- How they are kept apart ----------------------------------------------------------------------------------
+# --- How they are kept apart --------------------------------------------------------------------------------
 
 
 def _nothing(_stack: contextlib.ExitStack) -> tuple[shares.Place, shares.Place]:

@@ -36,7 +36,7 @@ from swaptide.cache.runner import Runner
 from swaptide.cache.segments import Segments
 
 if TYPE_CHECKING:
-    # Else where it is needed: libnbd and what comes with it are a MiB and a half, which a file is served without.
+    # Else where it is needed: libnbd and all that comes with it, which a file is served without.
     from swaptide.cache import exports
 
 log = logging.getLogger(__name__)

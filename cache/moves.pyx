@@ -90,7 +90,7 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MADV_DONTNEED
 
 cdef enum:
-    ADVICE_POPULATE_WRITE = 23          # Linux 5.14: fails with an error where a plain touch would be a signal
+    ADVICE_POPULATE_WRITE = 23          # Linux 5.14: an error where a plain touch would be a signal
     ADVICE_DONTNEED_LOCKED = 24         # Linux 5.18: also what mlockall locked
     MAX_SPILLERS = 16
     MAX_PACKERS = 16
@@ -170,9 +170,9 @@ cdef class Moves:
         return bool(self.staged[worker])
 
     def unstage(self):
-        """Give the staging buffers back to the host but for worker 0's and the cleaner's.  No worker may be busy.
+        """Give the staging buffers back to the host; no worker may be busy.
 
-        So a disk that has to write under pressure never waits for memory to do it in.
+        Worker 0's and the cleaner's stay: who has to write under pressure never waits for memory to do it in.
         """
         cdef char *buffer
         cdef int i
@@ -186,8 +186,8 @@ cdef class Moves:
         """Write up to `most` dirty segments to disk, by turn; with `give_back` drop each at once.
 
         How many; 0: none to be had; -errno: the store failed.  `worker` names the staging buffer, 0 up to
-        `spillers` - 1, which has to be there; no two calls at once may share one.  What a store has to be asked to keep is
-        asked for some at a time.
+        `spillers` - 1, which has to be there; no two calls at once may share one.  What a store has to be
+        asked to keep is asked for some at a time.
         """
         cdef int result = 0, done = 0, n = 0, last
         cdef uint32_t written[COMMIT_BATCH]

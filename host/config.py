@@ -27,6 +27,7 @@ _UNSET = {
     "user": "under a daemon of root each disk has a user of its own, see uids",
     "host_reserve": "5% of the host's RAM, at least 512M, at most 8G",
     "cgroup_reserve": "10% of a memory cgroup's limit, at least 64M, at most 2G",
+    "cgroup": "disks' processes stay in the daemon's CPU cgroup",
     "trace": "samples are not recorded",
     "uids": f"{uids.DEFAULT.start}-{uids.DEFAULT.stop - 1} where they are free, unless user is set",
 }
@@ -45,6 +46,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     balloon: bool = True
     host_reserve: _Text | None = None
     cgroup_reserve: _Text | None = None
+    cgroup: _Text | None = None
     trace: _Text | None = None
     metrics: _Text = endpoint.DEFAULT
     log_format: _Text = logs.Form.TEXT.value
@@ -60,7 +62,8 @@ class Config:
     a daemon of root; None means that each disk has a number of its own out of `uids`.
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
-    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `trace` is where it
+    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign.  `cgroup` is a directory in
+    a cgroup file system, below which each disk's process gets a CPU cgroup of its own.  `trace` is where it
     records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is how its
     lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
     """
@@ -76,6 +79,7 @@ class Config:
     balloon: bool = True
     host_reserve: str | None = None
     cgroup_reserve: str | None = None
+    cgroup: pathlib.Path | None = None
     trace: pathlib.Path | None = None
     metrics: str = endpoint.OFF
     log_format: logs.Form = logs.Form.TEXT
@@ -142,6 +146,7 @@ def load(
         balloon=chosen.balloon,
         host_reserve=chosen.host_reserve,
         cgroup_reserve=chosen.cgroup_reserve,
+        cgroup=_directory(chosen.cgroup),
         trace=_directory(chosen.trace),
         metrics=metrics or chosen.metrics,
         log_format=logs.parse_form("--log-format", log_format or chosen.log_format),

@@ -273,6 +273,7 @@ class Disks:
             await keeper.update(msgspec.structs.replace(keeper.definition, removing=True))
             left = await self._drop_contents(keeper, told, for_good=True)
             keeper.log_path.unlink(missing_ok=True)
+            keeper.shares.leave(name)
             try:
                 await self._store.forget(name)
                 await keeper.estate.release_user(keeper.definition)

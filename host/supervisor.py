@@ -30,6 +30,7 @@ from swaptide.host import (
     listener,
     memory,
     process,
+    shares,
     spills,
 )
 
@@ -82,6 +83,7 @@ class Keeper:
         self.changed: Callable[[], None] = lambda: None  # called when `state` did
         self._servants = servants or isolation.Servants()
         self.estate = estate.Estate(self._servants, chosen.definitions_dir / f"{definition.name}.json")
+        self.shares = shares.Shares(chosen.cgroup)
         self._config = chosen
         self._memory_dir = memory_dir
         self._save = save
@@ -162,6 +164,8 @@ class Keeper:
 
     async def update(self, definition: definitions.Definition) -> str | None:
         """Use `definition` from now on, and persist it; returns the trouble with that, if any."""
+        if definition.weight != self.definition.weight and self.process is not None:
+            self.shares.weigh(definition.name, definition.weight)
         self.definition = definition
         try:
             await self._save(definition)
@@ -303,6 +307,7 @@ class Keeper:
             if found is not None:
                 with contextlib.suppress(SetupError, OSError):
                     await self._find_user(fresh=False)
+                self._place(found.pid)
                 log.info("process adopted name=%s pid=%d", self.definition.name, found.pid)
                 self._answered_before = -1  # whatever it answered was for another daemon to see
                 return found
@@ -329,11 +334,14 @@ class Keeper:
         command = launch.command(
             self._config, self.definition, fresh=fresh, force=force, user=self.estate.user
         )
-        started = process.spawn(command, self._listener, self.log_path)
+        started = process.spawn(command, self._listener, self.log_path, self._place)
         self.starts += 1
         level = logging.DEBUG if self.deaths.unstable else logging.INFO
         log.log(level, "process started name=%s pid=%d", self.definition.name, started.pid)
         return started
+
+    def _place(self, pid: int) -> None:
+        self.shares.enter(self.definition.name, pid, self.definition.weight)
 
     async def _renew(self) -> None:
         """The state file is gone, with the host or by hand: the disk comes back empty, as another one."""

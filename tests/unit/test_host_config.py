@@ -53,6 +53,8 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("cgroup_reserve = '5.5%'", "cgroup_reserve '5.5%' is neither"),
         ("cgroup_reserve = '" + "9" * 500 + "'", "cgroup_reserve"),
         ("trace = ''", "trace"),
+        ("cgroup = ''", "cgroup"),
+        ("cgroup = 5", "cgroup"),
         ("metrics = ''", "metrics"),
         ("metrics = 9819", "metrics"),
         ("metrics = false", "metrics"),

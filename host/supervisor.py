@@ -32,6 +32,7 @@ from swaptide.host import (
     process,
     shares,
     spills,
+    turns,
 )
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Keeper:
         definition: definitions.Definition,
         save: Callable[[definitions.Definition], Awaitable[None]],
         servants: isolation.Servants | None = None,
+        starts: turns.Turns | None = None,
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
@@ -81,6 +83,7 @@ class Keeper:
         self.deaths = deaths.Deaths()
         self.starts = 0  # processes that were started
         self.changed: Callable[[], None] = lambda: None  # called when `state` did
+        self._turns = starts or turns.Turns()
         self._servants = servants or isolation.Servants()
         self.estate = estate.Estate(self._servants, chosen.definitions_dir / f"{definition.name}.json")
         self.shares = shares.Shares(chosen.cgroup)
@@ -205,8 +208,12 @@ class Keeper:
         while True:
             try:
                 if self.process is None:
-                    self.process = await self._adopt() or await self._spawn(force and failures == 0)
-                await self._until_serving(self.process)
+                    self.process = await self._adopt()
+                if self.process is None:
+                    await self._begin(force and failures == 0)
+                else:
+                    await self._until_serving(self.process)
+                assert self.process is not None
                 await self._note_served()
                 if await self._while_serving(self.process):
                     failures = 0
@@ -316,6 +323,13 @@ class Keeper:
                 complained = True
                 self.settled.set()
             await asyncio.sleep(_OWNER_SECONDS if complained else _POLL_SECONDS)
+
+    async def _begin(self, force: bool) -> None:
+        """Start a process and wait until it serves, when it is our turn; clients find a queue meanwhile."""
+        self._listen()
+        async with self._turns.take():
+            self.process = await self._spawn(force)
+            await self._until_serving(self.process)
 
     async def _spawn(self, force: bool) -> process.Process:
         launch.require(self._config.nbdkit)

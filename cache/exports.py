@@ -96,8 +96,8 @@ class Export:
         self._lanes.start(REOPEN_SECONDS, may_die=may_die)
 
     def trouble(self) -> str:
-        """Why the server cannot be reached right now, which one it is, too; empty where it can."""
-        why = self._lanes.trouble
+        """What is wrong with the server right now, and which one it is; empty where it is well."""
+        why = self._lanes.trouble or ("its server answers no writes" if self._lanes.overdue else "")
         return f"spill={self.uri}: {why}" if why else ""
 
     def wind_up(self) -> bool:

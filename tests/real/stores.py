@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 MIB = 1 << 20
-READY_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 _WRITING = ("pwrite", "zero", "trim")
 
 
@@ -155,7 +155,7 @@ def _running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def _wait_for(path: pathlib.Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} did not appear")
@@ -163,12 +163,12 @@ def _wait_for(path: pathlib.Path) -> None:
 
 
 def _run(*command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=WAIT_SECONDS)
 
 
 def _wait_until_stopped(pid: int) -> None:
     """Until every thread of a process has stopped."""
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while any(_state_of(task) != "T" for task in pathlib.Path(f"/proc/{pid}/task").iterdir()):
         assert time.monotonic() < deadline, f"process {pid} goes on after SIGSTOP"
         time.sleep(0.001)

@@ -53,8 +53,8 @@ def measure_scale(lab: measure.Lab) -> Sequence[measure.Measurement]:
     found, failed = measure.take_turns(lab, (measure.OURS,), rounds, lambda _: _once(lab))
     ours = found.get(measure.OURS, [])
     notes = (
-        f"{DISKS} disks of {SIZE_BYTES // MIB} MiB, each with a process and a user of its own; making: four at"
-        " a time; starting: the daemon and all processes killed, from the start of the next daemon until all"
+        f"{DISKS} disks of {SIZE_BYTES // MIB} MiB, each with a process of its own; making: four at a time;"
+        " starting: the daemon and all processes killed, from the start of the next daemon until all"
         " serve; at rest: nobody connected, over 20 s, the daemon's own share with the balloon on",
     )
     values: dict[tuple[str, str], list[float]] = {
@@ -99,9 +99,8 @@ def _measure(lab: measure.Lab, daemon: swaptided.Daemon) -> Scale:
         try:
             begun = time.monotonic()
             wanted = [protocol.Add(name=name, size_bytes=SIZE_BYTES, ram_bytes=RAM_BYTES) for name in names]
-            pids = [
-                each["pid"] for each in several.map(lambda each: client.call(daemon.run_dir, each), wanted)
-            ]
+            made = list(several.map(lambda each: client.call(daemon.run_dir, each), wanted))
+            pids = [each["pid"] for each in made]
             making = time.monotonic() - begun
             lab.tell("64 disks at rest")
             time.sleep(REST_SECONDS)

@@ -127,7 +127,7 @@ class Wish(NamedTuple):
 
     `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
     `demand`: segments that the guest filled lately, per second, at most; `recent`: how many it filled in the
-    last rates.RECENT_SECONDS.
+    last rates.RECENT_SECONDS.  `resting`: nothing was wanted for a good while.
     """
 
     compress: bool = False
@@ -136,6 +136,7 @@ class Wish(NamedTuple):
     clean: int = 0
     demand: float = 0.0
     recent: int = 0
+    resting: bool = False
     idle_core: bool = False
     idle_disk: bool = False
 
@@ -224,7 +225,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
-    keep = 2 * wanted + SPARE_SLOTS + wish.recent
+    keep = wanted if wish.resting else 2 * wanted + SPARE_SLOTS + wish.recent
     return Plan(
         punch=now.to_punch > 0 or (over > 0 and now.free > 1),
         release=now.free - keep if now.free > keep and not now.waiting else 0,
@@ -350,7 +351,10 @@ class Movers:
     @property
     def calm(self) -> bool:
         """Whether nothing moved for a while, and no memory cgroup has to be watched.  On the loop alone."""
-        return self._room is None and time.monotonic() - self._calm_since >= CALM_AFTER_SECONDS
+        return self._room is None and self._rests()
+
+    def _rests(self) -> bool:
+        return time.monotonic() - self._calm_since >= CALM_AFTER_SECONDS
 
     def _pause_seconds(self) -> float:
         if self._ahead:
@@ -471,6 +475,7 @@ class Movers:
             clean=int(now.limit * orders.clean_ahead),
             demand=self.rates.demand(opened, clock),
             recent=self.rates.recent(opened, clock),
+            resting=self._rests(),
             idle_core=spare.cores >= IDLE_CORES,
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )

@@ -388,7 +388,10 @@ class Movers:
     def _start(self, now: Snapshot) -> None:
         emptiest = self._look_for_emptiest() if now.populated >= now.limit else geometry.CONTENT_BYTES
         busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
-        todo = plan(now, busy, self._wish(now), emptiest)
+        wish = self._wish(now)
+        todo = plan(now, busy, wish, emptiest)
+        if wish.resting and self._segments.seal_dead():
+            self._awake.set()
         self._ahead = todo.ahead
         if todo.spill or todo.pack or self._tasks or not todo.ahead:
             self._ahead_seconds = AHEAD_SECONDS

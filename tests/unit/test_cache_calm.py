@@ -46,6 +46,22 @@ def test_staging_buffers_go_and_come_again(hand: hands.Hand) -> None:
     hand.check()
 
 
+def test_open_segments_without_contents_are_freed(hand: hands.Hand) -> None:
+    hand.write(range(2 * hands.PIECES), hands.mixed)
+    assert hand.pack() > 0
+    segments = hand.made.segments
+    assert segments.seal_dead() == 0  # packers', solid and the guest's hold something
+    hand.check()
+    hand.write(range(2 * hands.PIECES), lambda _key: bytes(hands.PAGE))  # takes no room
+    before = movers.Snapshot(*segments.snapshot())
+    assert segments.seal_dead() >= 2
+    after = movers.Snapshot(*segments.snapshot())
+    assert after.free == after.populated > before.free
+    assert segments.seal_dead() == 0
+    hand.write(range(hands.PIECES), hands.mixed, 1)
+    hand.check()
+
+
 class Staging:
     """Moves that tell whether a buffer was made, and whether anything was written from it."""
 

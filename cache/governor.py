@@ -71,6 +71,7 @@ class Governor:
         self._mapping = mapping
         self._segments = segments
         self._movers = movers
+        movers.stirred = lambda: self._changed.set()
         self._store_trouble = store_trouble
         self._told_trouble = ""
         self._state_fd = state_fd

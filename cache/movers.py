@@ -307,6 +307,7 @@ class Movers:
         self._disk_idle = False
         self._looked_at = 0.0
         self._misses = 0
+        self.stirred: Callable[[], None] = lambda: None  # called when a calm disk is wanted again
         self.degraded = False
         self.trouble = ""  # why, in words
         self._unreadable = False  # told, until the cleaner could read again
@@ -346,6 +347,8 @@ class Movers:
 
     def _kicked(self) -> None:
         os.eventfd_read(self._kick_fd)
+        if self.calm:
+            self.stirred()
         self._awake.set()
 
     @property

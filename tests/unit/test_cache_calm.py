@@ -133,6 +133,24 @@ def test_it_looks_less_often_when_nothing_was_wanted_for_long() -> None:
     asyncio.run(body())
 
 
+def test_a_calm_disk_tells_that_it_is_wanted_again() -> None:
+    async def body() -> None:
+        kick_fd, told = os.eventfd(1, os.EFD_CLOEXEC), []
+        try:
+            mover = movers.Movers(cast(Any, Staging(True)), cast(Any, None), kick_fd)
+            mover.stirred = lambda: told.append(1)
+            mover._kicked()
+            assert not told
+            mover._calm_since -= movers.CALM_AFTER_SECONDS
+            os.eventfd_write(kick_fd, 1)
+            mover._kicked()
+            assert told == [1]
+        finally:
+            os.close(kick_fd)
+
+    asyncio.run(body())
+
+
 def test_a_disk_at_rest_gives_its_buffers_back_and_writes_out_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,14 @@ CONNECTIONS: int
 
 class RemoteStore(Traffic):
     def __new__(
-        cls, *, align: int, read_seconds: float, stall_seconds: float, drain_seconds: float, wary: bool
+        cls,
+        *,
+        align: int,
+        read_seconds: float,
+        stall_seconds: float,
+        drain_seconds: float,
+        wary: bool,
+        write_seconds: float = 0.0,
     ) -> Self: ...
     @property
     def connections(self) -> int: ...

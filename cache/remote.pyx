@@ -10,7 +10,7 @@ where nobody else is at it: that saves waking the other thread.
 import errno
 import os
 
-from libc.errno cimport ESHUTDOWN
+from libc.errno cimport ENOTCONN, ESHUTDOWN
 from libc.stdint cimport uint32_t, uint64_t
 
 from swaptide.cache.atomics cimport load32, peek64
@@ -75,10 +75,13 @@ cdef class RemoteStore(Traffic):
 
     A `wary` one has a predecessor that may have died with writes in flight: it changes nothing before the
     server has had `drain_seconds` for them.  `align` is what requests are aligned to, in bytes.
+
+    Changes wait for ever, but with `write_seconds`: then they fail after that time, or after a second without
+    any connection.
     """
 
     def __cinit__(self, *, uint32_t align, double read_seconds, double stall_seconds, double drain_seconds,
-                  bint wary):
+                  bint wary, double write_seconds=0.0):
         cdef epoll_event event
         pthread_mutex_init(&self.lock, NULL)
         pthread_mutex_init(&self.work, NULL)
@@ -92,6 +95,8 @@ cdef class RemoteStore(Traffic):
         self.read_ns = <uint64_t> (read_seconds * 1e9)
         self.stall_ns = <uint64_t> (stall_seconds * 1e9)
         self.drain_ns = <uint64_t> (drain_seconds * 1e9)
+        self.write_ns = <uint64_t> (write_seconds * 1e9)
+        self.down_ns = now_ns()
         self.wary = wary
         self.face.of = <void *> self
         self.face.read = remote_read
@@ -327,18 +332,20 @@ cdef int remote_read(void *of, char *buffer, size_t length, uint64_t at) noexcep
 
 
 cdef int remote_write(void *of, const char *data, size_t length, uint64_t at) noexcept nogil:
-    return (<RemoteStore> of).ask(WRITE, <char *> data, length, at, 0)
+    if (<RemoteStore> of)._is_hopeless(now_ns()):
+        return -ENOTCONN
+    return (<RemoteStore> of).ask(WRITE, <char *> data, length, at, (<RemoteStore> of).write_ns)
 
 
 cdef uint64_t remote_mark(void *of) noexcept nogil:
     return peek64(&(<RemoteStore> of).losses)
 
 
-cdef int remote_commit(void *of, uint64_t mark) noexcept nogil:
+cdef int remote_commit(void *of, uint64_t mark, uint64_t at) noexcept nogil:
     return (<RemoteStore> of).ask(COMMIT, NULL, 0, mark, 0)
 
 
 cdef int remote_discard(void *of, uint64_t length, uint64_t at) noexcept nogil:
     if not (<RemoteStore> of).can_trim:
         return 0
-    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, 0)
+    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, (<RemoteStore> of).write_ns)

@@ -26,6 +26,8 @@ cdef class Traffic(Store):
     cdef uint64_t quiet_until_ns
     # Set before the first request:
     cdef uint64_t read_ns, stall_ns, drain_ns
+    cdef uint64_t write_ns          # 0: changes wait for ever
+    cdef uint64_t down_ns           # since when there is no lane, where there is none
     # As the server wants it:
     cdef uint64_t most_bytes, least_bytes
     cdef bint can_flush, can_fua, can_trim
@@ -51,6 +53,8 @@ cdef class Traffic(Store):
     cdef void _give_up(self, Request *request, int result) noexcept nogil
     cdef void _withdraw(self, Request *request) noexcept nogil
     cdef void _sweep(self) noexcept nogil
+    cdef bint _is_hopeless(self, uint64_t now) noexcept nogil
+    cdef void _beware(self) noexcept nogil
     cdef bint _is_late(self, uint64_t now) noexcept nogil
     cdef void _move(self, Request *request, int stage) noexcept nogil
     cdef bint _end(self) noexcept nogil

@@ -42,6 +42,8 @@ cdef enum:
     # Reads go to the first lane that has less than this.
     READ_PARTS = 32
     READ_LOAD = 524288
+    # Where there is another store to write to, how long one without a connection is waited for.
+    HOPE_NS = 1000000000
 
 
 cdef class Traffic(Store):
@@ -253,7 +255,8 @@ cdef class Traffic(Store):
         cdef Lane *lane = &self.lanes[index]
         cdef Part *part
         lane_close(lane, reason)
-        add32(&self.up, -1)
+        if add32(&self.up, -1) == 0:
+            self.down_ns = now_ns()
         self._settle()
         while lane.flying.first != NULL:
             part = lane.flying.first
@@ -307,15 +310,29 @@ cdef class Traffic(Store):
         request = self.stages[ACTIVE].first
         while request != NULL:
             next = request.next
-            if request.deadline_ns and now >= request.deadline_ns:
+            if request.deadline_ns and (now >= request.deadline_ns
+                                        or (request.kind != READ and self._is_hopeless(now))):
                 for i in range(PARTS):
                     # Its buffer is touched as long as the connection lives.
                     if request.parts[i].busy and request.parts[i].lane >= 0:
                         self._lose(request.parts[i].lane, b"the server does not answer in time")
                 next = request.next
+                if request.doubled:
+                    self._beware()
                 self._give_up(request, -ETIMEDOUT)
             request = next
         store32(&self.late, self._is_late(now))
+
+    cdef bint _is_hopeless(self, uint64_t now) noexcept nogil:
+        """Whether changes need not wait: they may fail, and there is no connection."""
+        return self.write_ns != 0 and load32(&self.up) == 0 and now > self.down_ns + HOPE_NS
+
+    cdef void _beware(self) noexcept nogil:
+        """A change is given up that was sent, and may still come: others wait until it has had time."""
+        if load32(&self.up) == 0:
+            self.wary = True        # once it is connected
+        else:
+            self.quiet_until_ns = now_ns() + self.drain_ns
 
     cdef bint _is_late(self, uint64_t now) noexcept nogil:
         """Whether a write waits for longer than a server may be silent: over however many connections, and
@@ -348,4 +365,5 @@ cdef class Traffic(Store):
                 request = self.stages[i].first
                 cut = cut or request.kind != READ
                 self._give_up(request, -ESHUTDOWN)
-        return cut
+        # What was given up before may come as well.
+        return cut or self.wary or now_ns() < self.quiet_until_ns

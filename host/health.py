@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from swaptide.balloon import complaints
-from swaptide.cache import face, layout, uris
+from swaptide.cache import face, layout, places
 from swaptide.cache.errors import StateError
 from swaptide.host import supervisor
 
@@ -125,10 +125,11 @@ def _tell_degraded(
 
 def _cause(spill_path: str, trouble: str) -> str:
     """Which store takes no writes, and why, as far as the disk's process says."""
-    place = uris.show(spill_path)
+    place = places.show(spill_path)
     if not trouble:
         return f"its store {place} takes no writes"
-    return trouble if place in trouble else f"its store {place}: {trouble}"
+    named = any(places.show(each) in trouble for each in places.each(spill_path))
+    return trouble if named else f"its store {place}: {trouble}"
 
 
 def _tell_unreadable(
@@ -139,7 +140,7 @@ def _tell_unreadable(
         log.warning(
             "disk cannot read what it spilled name=%s error=%r read_errors=%d log=%s",
             disk.name,
-            f"its store {uris.show(disk.spill_path)} fails, or holds what is not the disk's",
+            f"its store {places.show(disk.spill_path)} fails, or holds what is not the disk's",
             counters["spill_read_errors"],
             keeper.log_path,
         )

@@ -141,9 +141,15 @@ def serving(
 
 @contextlib.contextmanager
 def place(directory: pathlib.Path, disk_size: int, store: str) -> Iterator[str]:
-    """Where a disk may spill to: a "file", or the export of a server, "nbd"."""
+    """Where a disk may spill to: a "file", the export of a server, "nbd", or a file and that: "pair"."""
     if store == "file":
         yield str(directory / "spill")
         return
     with serving(directory / "remote", disk_size) as remote:
-        yield remote.uri
+        yield remote.uri if store == "nbd" else pair(directory / "spill", disk_size, remote)
+
+
+def pair(path: pathlib.Path, disk_size: int, remote: Remote) -> str:
+    """A file that has room for a third of a disk, and a server for the rest."""
+    slots = geometry.of_size(disk_size).disk_slots // 3
+    return f"{path},size={geometry.store_bytes(slots)},{remote.uri}"

@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.real import sockets
 
 MIB = 1 << 20
 WAIT_SECONDS = 60.0
@@ -100,7 +102,7 @@ def faulty(directory: pathlib.Path, size: int, write_error: str = "EIO") -> Iter
     show = ["nbdfuse", str(mounted / "disk"), f"nbd+unix:///?socket={socket}"]
     with contextlib.ExitStack() as undo:
         server = undo.enter_context(_running(serve))
-        _wait_for(socket)
+        _wait_for(socket, sockets.listens)
         undo.enter_context(_running(show))
         undo.callback(_run, "umount", "--lazy", str(mounted), check=False)
         _wait_for(mounted / "disk")
@@ -154,9 +156,9 @@ def _running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
             process.wait()
 
 
-def _wait_for(path: pathlib.Path) -> None:
+def _wait_for(path: pathlib.Path, is_there: Callable[[pathlib.Path], bool] = pathlib.Path.exists) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
-    while not path.exists():
+    while not is_there(path):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} did not appear")
         time.sleep(0.02)

@@ -14,7 +14,7 @@ TOTAL = 64 << 20
 
 def erase(
     monkeypatch: pytest.MonkeyPatch, work: Any, patience_seconds: float = 60.0
-) -> tuple[str | None, list[dict[str, Any]]]:
+) -> tuple[list[str], list[dict[str, Any]]]:
     """What became of it, and what was told."""
     told: list[dict[str, Any]] = []
 
@@ -44,7 +44,7 @@ def test_each_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             wait_until_told(told, done)
 
     trouble, told = erase(monkeypatch, work)
-    assert trouble is None
+    assert trouble == []
     assert told[0]["doing"] == "erasing its spill" and told[0]["total_bytes"] == 0
     assert {step["doing"] for step in told[1:]} == {"zeroing its device"}
     parts = [step["done_bytes"] for step in told[1:]]
@@ -67,5 +67,5 @@ def test_a_store_that_does_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, 
         trouble, _ = erase(monkeypatch, work, 0.2)
     finally:
         ended.append(True)
-    assert trouble is not None and "its store does not answer" in trouble
-    assert ("its contents stay" in trouble) == bool(total)
+    assert len(trouble) == 1 and "its store does not answer" in trouble[0]
+    assert ("its contents stay" in trouble[0]) == bool(total)

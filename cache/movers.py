@@ -205,7 +205,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
     if short <= 0 and drop == 0:
         stiff = now.dirty - now.raw - now.packed
-        better = wish.strengthen and now.packed > 0 and scarce
+        better = wish.strengthen and now.packed > 0 and scarce and over <= 0
         if unpacked and scarce:
             ahead = True
             pack = int(wish.idle_core and not busy.packing)

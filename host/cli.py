@@ -11,7 +11,16 @@ from typing import NoReturn
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import cli_disk, cli_doctor, cli_guest, cli_reserve, cli_simulate, cli_top, common
+from swaptide.host import (
+    cli_disk,
+    cli_doctor,
+    cli_guest,
+    cli_plan,
+    cli_reserve,
+    cli_simulate,
+    cli_top,
+    common,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +37,7 @@ cli.add_command(cli_guest.detach)
 cli.add_command(cli_reserve.reserve)
 cli.add_command(cli_top.top)
 cli.add_command(cli_doctor.doctor)
+cli.add_command(cli_plan.plan)
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from swaptide.cache import geometry
 MIB: Final = 1 << 20
 # docs/performance.md: what the process of an empty disk takes; no cap counts it.
 PROCESS_BYTES: Final = 43 * MIB
-# docs/performance.md, LZ4: guest bytes that a byte of RAM holds, of pages of real programs, and of noise.
+# bench/results/full.md, LZ4: guest bytes that a byte of RAM holds, of pages of real programs, and of noise.
 HOLDS_REAL: Final = 3.02
 HOLDS_NOISE: Final = 0.958
 # docs/performance.md: the share of a disk's speed at which memory that nothing is clean of comes back.

@@ -27,6 +27,13 @@ def test_qemu() -> None:
     assert len(node) < 32  # QEMU's limit
 
 
+def test_qemu_in_one_line() -> None:
+    """As docs/operations.md has it for Proxmox: without backslashes and line ends."""
+    lines = snippet.qemu(ID, "/run/swaptide/g1.sock")
+    words = lines.replace("\\", "").replace("\n", "").split()
+    assert words == shlex.split(lines.replace("\\\n", " "))
+
+
 def test_libvirt() -> None:
     disk = tree.fromstring(snippet.libvirt(ID, '/run/<&">/g1.sock'))
     assert disk.attrib == {"type": "network", "device": "disk"}

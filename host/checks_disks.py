@@ -33,7 +33,7 @@ def daemon(sight: Sight) -> Iterator[Finding]:
             "end it and start it again; its disks go on. Then `swaptide disk restart` each",
         )
         return
-    yield ok("daemon", f"pid {look['pid']}, version {version}, {len(look['disks'])} disks")
+    yield ok("daemon", f"pid {look['pid']}, version {version}, {sizes.count(look['disks'], 'disk')}")
 
 
 def metrics(sight: Sight) -> Iterator[Finding]:

@@ -42,16 +42,18 @@ def doctor(run_dir: pathlib.Path | None, file: pathlib.Path | None, disk: str | 
 
 
 def _examine(seen: "sight.Sight", disk: str | None) -> list["diagnosis.Finding"]:
-    from swaptide.host import checks_disks, checks_host
+    from swaptide.host import checks_disks, checks_host, diagnosis
 
     reports = seen.daemon.disks
     if disk is not None:
         _require(seen, disk)
         reports = [report for report in reports if report["name"] == disk]
     checks = (checks_disks.daemon, checks_disks.promises) if disk else (*checks_host.ALL, *checks_disks.ALL)
-    found = [finding for check in checks for finding in check(seen)]
+    found = [each for check in checks for each in diagnosis.made(check.__name__, check(seen))]
     for report in reports:
-        found += [finding for check in checks_disks.DISK for finding in check(seen, report)]
+        for check in checks_disks.DISK:
+            name = f"{check.__name__.removeprefix('disk_')} of {report['name']}"
+            found += diagnosis.made(name, check(seen, report))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from swaptide.host import sight
 
@@ -51,3 +51,11 @@ def version_of(text: str) -> tuple[int, ...]:
             break
         numbers.append(int(part))
     return tuple(numbers)
+
+
+def made(name: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The findings of a check; a store that does not answer is one as well."""
+    try:
+        yield from findings
+    except TimeoutError as error:
+        yield bad(name, str(error), "mend the file system or server that it lies on")

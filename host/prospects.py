@@ -107,7 +107,7 @@ def _this_host(seen: sight.Sight, given: Given, spill_speed: int, pack_speed: in
     if spill is None and space is not None:
         spill = space.free_bytes
     host = plans.Host(room.size_bytes, room.free_bytes + back, reserve, spill, min(groups, default=None))
-    there = f", {_show(back)} of it what {len(caches)} disks would give back" if back else ""
+    there = f", {_show(back)} of it what {sizes.count(caches, 'disk')} would give back" if back else ""
     host_words = (
         f"{sizes.show(room.size_bytes)}, {_show(room.free_bytes + back)} available{there},"
         f" {_show(reserve)} to stay free"
@@ -161,7 +161,7 @@ def of_guests(seen: Seen) -> Prospect:
 def of_the_disks(seen: Seen) -> Prospect:
     """What freeing would take with the disks that there are, as full as they are."""
     used = sum(each.ram_bytes for each in seen.caches)
-    disks = f"{len(seen.caches)}, which use {_show(used)}"
+    disks = f"{len(seen.caches)}, in all {_show(used)} of RAM"
     lines = [("host", seen.host_words), ("disks", disks), ("speeds", seen.speed_words)]
     return Prospect(lines, None, [_free(seen, seen.caches)], ["as they are now"], [])
 

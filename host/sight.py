@@ -3,7 +3,6 @@
 The one place that touches the host for them: tests put another one in its place.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -12,7 +11,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from swaptide.balloon import samples
 from swaptide.cache import endpoint
@@ -21,6 +22,9 @@ from swaptide.host import client, config, protocol, steering, uids
 
 _SAYS_SECONDS = 20.0
 _ASK_SECONDS = 2.0
+_STORE_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,20 +122,28 @@ class Sight:
         return os.access(path, mode)
 
     def status(self, path: pathlib.Path) -> os.stat_result | None:
-        """Whose it is, None if it is not there."""
-        with contextlib.suppress(OSError):
-            return path.stat()
-        return None
+        """Whose it is, None if it is not there.  Raises TimeoutError where its store does not answer."""
+        try:
+            return _in_time(path.stat)
+        except TimeoutError:
+            raise
+        except OSError:
+            return None
 
     def nearest(self, path: pathlib.Path) -> pathlib.Path:
         """`path`, or what there is of the way to it."""
         return next((each for each in (path, *path.parents) if os.path.exists(each)), path)
 
     def space(self, path: pathlib.Path) -> Space | None:
-        """The file system of `path`, or of what is to hold it; None if it does not tell."""
-        path = self.nearest(path)
+        """The file system of `path`, or of what is to hold it; None if it does not tell.
+
+        Raises TimeoutError where its store does not answer.
+        """
         try:
-            found, device = os.statvfs(path), path.stat().st_dev
+            path = _in_time(lambda: self.nearest(path))
+            found, device = _in_time(lambda: (os.statvfs(path), path.stat().st_dev))
+        except TimeoutError:
+            raise
         except OSError:
             return None
         unit = found.f_frsize
@@ -197,3 +209,24 @@ class Sight:
                 kind, _, options = right.split(" ", 2)
                 return kind, frozenset(options.split(","))
         return "unknown", frozenset()
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises; TimeoutError if its store lets it wait, which may be for ever."""
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join(_STORE_SECONDS)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError("the store does not answer")
+    return answers[0]

@@ -38,7 +38,7 @@ def test_a_daemon_and_its_disks(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     _, found = doctor(daemon)
     assert daemon.process is not None
-    said = f"pid {daemon.process.pid}, version {swaptide.__version__}, 1 disks"
+    said = f"pid {daemon.process.pid}, version {swaptide.__version__}, 1 disk"
     assert found["daemon"]["said"] == said
     version = subprocess.run(["nbdkit", "--version"], capture_output=True, text=True, check=True).stdout
     assert found["nbdkit"]["verdict"] == "ok"

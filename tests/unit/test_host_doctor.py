@@ -1,14 +1,19 @@
 """Each check of `swaptide doctor` on made-up hosts: what it takes for good, what not, and what it says."""
 
 import dataclasses
+import os
 import pathlib
+import socket
+import subprocess
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from swaptide.balloon import samples
-from swaptide.host import checks_disks, checks_host, diagnosis, sight
+from swaptide.cache import endpoint
+from swaptide.host import checks_disks, checks_host, config, diagnosis, sight
 from swaptide.host.diagnosis import Finding
 from tests.unit import sights
 
@@ -237,3 +242,38 @@ def test_versions() -> None:
     assert diagnosis.version_of("6.1.0-18-amd64") == (6, 1, 0, 18)
     assert diagnosis.version_of("11.3.0") > (9, 2) > diagnosis.version_of("9.0.0")
     assert diagnosis.version_of("unknown") == ()
+
+
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(sight, "_STORE_SECONDS", 0.05)
+    monkeypatch.setattr(os, "statvfs", lambda path: answer.wait(60))
+    real = sight.Sight(config.load(None, tmp_path / "run"))
+    try:
+        finding = one(diagnosis.made("spill space", checks_host.spill(real)))
+    finally:
+        answer.set()
+    assert (finding.name, finding.verdict) == ("spill space", "bad") and "does not answer" in finding.said
+
+
+def test_what_a_host_really_has(tmp_path: pathlib.Path) -> None:
+    real = sight.Sight(config.load(None, tmp_path / "run"))
+    assert real.text("proc/sys/kernel/osrelease") == os.uname().release
+    assert real.text("proc/no/such") is None
+    assert real.says("sh", "-c", "echo yes") == "yes"
+    assert real.says("sh", "-c", "exit 1") is real.says("/no/such") is None
+    assert real.opens("dev/null") is None and real.opens("dev/nope") == "No such file or directory"
+    space = real.space(tmp_path / "not" / "made" / "yet")
+    assert space is not None and 0 < space.free_bytes <= space.total_bytes
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
+    assert space.kind.startswith(kind.stdout[:3])
+    assert real.status(tmp_path) is not None and real.status(tmp_path / "x") is None
+    assert real.daemon.look is None and "no daemon answers" in real.daemon.error
+    assert real.rooms[0].name == "host" and real.rooms[0].free_bytes > 0 and real.defined() == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = endpoint.Address("127.0.0.1", server.getsockname()[1])
+        thread = threading.Thread(target=lambda: server.accept()[0].sendall(b"HTTP/1.0 404 No\r\n\r\n"))
+        thread.start()
+        assert real.asks(address) == "HTTP/1.0 404 No"
+        thread.join()
+    assert real.asks(address) is None

@@ -87,7 +87,7 @@ def test_the_disks_that_there_are() -> None:
     # Guests that are to come are asked about where they are named, and disks give way to them.
     coming = of(sights.Made(daemon=sights.daemon(BUSY)), guests=1, free_bytes=GIB)
     assert coming.plan is not None
-    assert "20.5G available, 468M of it what 1 disks would give back" in text(coming)
+    assert "20.5G available, 468M of it what 1 disk would give back" in text(coming)
 
 
 def test_a_cgroup() -> None:

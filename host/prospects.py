@@ -127,7 +127,7 @@ def of_guests(seen: Seen) -> Prospect:
     memory = given.guest_memory_bytes or _GUEST_MEMORY
     swap = given.swap_bytes or memory
     made = plans.make(
-        seen.host, plans.Guests(count, memory, swap // geometry.PAGE_BYTES * geometry.PAGE_BYTES)
+        seen.host, plans.Guests(count, memory, -(-swap // geometry.PAGE_BYTES) * geometry.PAGE_BYTES)
     )
     lines = [
         ("host", seen.host_words),

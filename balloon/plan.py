@@ -29,7 +29,7 @@ _SECONDS: Final = 60.0
 class Host:
     """`free_bytes` is what guests that are to come and caches may take of `size_bytes`, reserve included;
     `spill_bytes` is what is free for spill files, None where nobody knows; `group_bytes` what a memory cgroup
-    leaves to caches, None where there is none.
+    leaves to the disks, None where there is none.
     """
 
     size_bytes: int
@@ -116,7 +116,9 @@ def make(host: Host, guests: Guests) -> Plan:
     spare = room - guests.count * each
     most = max(0, room // (each + floor))
     if host.group_bytes is not None:
-        spare, most = min(spare, host.group_bytes), min(most, max(0, host.group_bytes // floor))
+        # The disks' processes are in it as well; the guests are not.
+        spare = min(spare, host.group_bytes - guests.count * PROCESS_BYTES)
+        most = min(most, max(0, host.group_bytes // (floor + PROCESS_BYTES)))
     full = _up(limits.default_floor(guests.swap_bytes) + _segments(shape.pages) * geometry.SEGMENT_BYTES)
     cap = max(floor, min(full, spare // MIB * MIB))
     claims = [division.Claim(floor, cap, _WEIGHT) for _ in range(guests.count)]

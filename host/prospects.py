@@ -113,7 +113,7 @@ def _this_host(seen: sight.Sight, given: Given, spill_speed: int, pack_speed: in
         f" {_show(reserve)} to stay free"
     )
     if groups:
-        host_words += f"; a memory cgroup leaves the caches {_show(min(groups))}"
+        host_words += f"; a memory cgroup leaves the disks {_show(min(groups))}"
     spill_words = "" if spill is None else f", {sizes.show(spill)} free"
     if given.spill_space_bytes is None and spill is not None:
         spill_words += f" in {seen.config.spill_dir}"

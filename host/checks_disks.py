@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import swaptide
-from swaptide.cache import endpoint, uris
+from swaptide.cache import endpoint, places, uris
 from swaptide.host import sizes
 from swaptide.host.diagnosis import Finding, bad, ok, warn
 from swaptide.host.sight import Sight
@@ -149,31 +149,33 @@ def disk_socket(sight: Sight, disk: Report) -> Iterator[Finding]:
 
 
 def disk_spill(sight: Sight, disk: Report) -> Iterator[Finding]:
-    """Where it spills to."""
-    name, place = f"spill of {disk['name']}", disk["spill"]
+    """Where it spills to: one store, or two."""
+    for place in places.each(disk["spill"]):
+        yield _store(sight, disk, place)
+
+
+def _store(sight: Sight, disk: Report, place: str) -> Finding:
+    name = f"spill of {disk['name']}"
     if uris.is_uri(place):
-        yield ok(name, place)
-        return
+        return ok(name, place)
     path = pathlib.Path(place)
     status = sight.status(path)
     if status is None:
         remedy = "put it back: it holds pages of this disk; its next process does not start without"
-        yield bad(name, f"{path} is not there", remedy)
-        return
+        return bad(name, f"{path} is not there", remedy)
     found = sight.space(path)
     if found is not None and found.kind in ("tmpfs", "ramfs"):
-        yield bad(
+        return bad(
             name, f"{path} is itself in memory ({found.kind})", "make the disk anew with another --spill"
         )
-    elif sight.rotates(path):
+    if sight.rotates(path):
         said = (
             f"{path} is on what the kernel takes for a spinning disk: reading a page back takes milliseconds"
         )
         remedy = "an SSD, or a server with memory to spare (docs/spill.md); nothing, if it is a virtual disk"
-        yield warn(name, said, remedy)
-    else:
-        speed = disk["spill_bytes_per_second"]
-        yield ok(name, f"{path}" + (f", takes {sizes.show(speed)}/s as measured" if speed else ""))
+        return warn(name, said, remedy)
+    speed = disk["spill_bytes_per_second"]
+    return ok(name, f"{path}" + (f", takes {sizes.show(speed)}/s as measured" if speed else ""))
 
 
 def disk_memory(sight: Sight, disk: Report) -> Iterator[Finding]:

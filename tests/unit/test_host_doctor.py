@@ -238,6 +238,15 @@ def test_what_is_wrong_with_a_disk(
     assert bool(finding.remedy) == (verdict != "ok"), finding
 
 
+def test_both_stores_of_a_pair() -> None:
+    disk = {**sights.DISK, "spill": "/var/lib/swaptide/g1.spill,size=20G,nbd://h/x"}
+    first, second = checks_disks.disk_spill(sights.Made(paths=PLACES), disk)
+    assert (first.verdict, first.said) == ("ok", "/var/lib/swaptide/g1.spill")
+    assert (second.verdict, second.said) == ("ok", "nbd://h/x")
+    gone, _ = checks_disks.disk_spill(sights.Made(), disk)
+    assert gone.verdict == "bad"
+
+
 def test_versions() -> None:
     assert diagnosis.version_of("6.1.0-18-amd64") == (6, 1, 0, 18)
     assert diagnosis.version_of("11.3.0") > (9, 2) > diagnosis.version_of("9.0.0")

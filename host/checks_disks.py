@@ -20,7 +20,7 @@ def daemon(sight: Sight) -> Iterator[Finding]:
     look = sight.daemon.look
     if look is None:
         said, _, remedy = sight.daemon.error.partition("; ")
-        if "permission denied" in said or sight.defined():
+        if "permission denied" in said or "does not answer" in said or sight.defined():
             yield bad("daemon", said, remedy)
         else:
             yield warn("daemon", f"{said}, and no disk is defined", remedy)

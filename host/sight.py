@@ -22,7 +22,7 @@ from swaptide.host import client, config, protocol, steering, uids
 
 _SAYS_SECONDS = 20.0
 _ASK_SECONDS = 2.0
-_STORE_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -183,7 +183,10 @@ class Sight:
     def daemon(self) -> Daemon:
         """What the daemon says."""
         try:
-            return Daemon(client.call(self.config.run_dir, protocol.Look()))
+            return Daemon(_in_time(lambda: client.call(self.config.run_dir, protocol.Look())))
+        except TimeoutError:
+            told = f"the daemon of {self.config.run_dir} took the call and does not answer"
+            return Daemon(None, f"{told}; see its log, and start it again: its disks go on")
         except (SwaptideError, OSError) as error:
             return Daemon(None, str(error))
 
@@ -212,7 +215,7 @@ class Sight:
 
 
 def _in_time(ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises; TimeoutError if its store lets it wait, which may be for ever."""
+    """What `ask` returns or raises; TimeoutError if store or daemon let it wait, which may be for ever."""
     answers: list[T] = []
     errors: list[BaseException] = []
 
@@ -224,7 +227,7 @@ def _in_time(ask: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
-    thread.join(_STORE_SECONDS)
+    thread.join(_ANSWER_SECONDS)
     if errors:
         raise errors[0]
     if not answers:

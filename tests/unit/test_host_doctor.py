@@ -5,6 +5,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -255,7 +256,7 @@ def test_versions() -> None:
 
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(sight, "_STORE_SECONDS", 0.05)
+    monkeypatch.setattr(sight, "_ANSWER_SECONDS", 0.05)
     monkeypatch.setattr(os, "statvfs", lambda path: answer.wait(60))
     real = sight.Sight(config.load(None, tmp_path / "run"))
     try:
@@ -263,6 +264,17 @@ def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path:
     finally:
         answer.set()
     assert (finding.name, finding.verdict) == ("spill space", "bad") and "does not answer" in finding.said
+
+
+def test_a_daemon_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "_ANSWER_SECONDS", 0.2)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket(socket.AF_UNIX) as deaf:
+        run = pathlib.Path(short)
+        deaf.bind(str(run / "control.sock"))
+        deaf.listen()
+        finding = one(checks_disks.daemon(sight.Sight(config.load(None, run))))
+    assert finding.verdict == "bad" and "does not answer" in finding.said
+    assert "start it again" in finding.remedy
 
 
 def test_what_a_host_really_has(tmp_path: pathlib.Path) -> None:

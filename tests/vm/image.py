@@ -10,6 +10,7 @@ from typing import Final
 ROOT: Final = pathlib.Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / ".cache" / "vm"
 BUILD_SECONDS: Final = 600
+DEFAULT: Final = "guest"
 
 
 class ImageError(Exception):
@@ -18,20 +19,24 @@ class ImageError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A bootable guest; `kernel_package` is the Debian package file that the kernel is from."""
+    """A bootable guest; `kernel_package` is the Debian package file that the kernel is from.
+
+    `architecture` is what Debian calls it.
+    """
 
     kernel: pathlib.Path
     initrd: pathlib.Path
     kernel_package: str
+    architecture: str
 
 
-def ensure() -> Image:
-    """The guest image, built first if need be (milliseconds otherwise); raises ImageError."""
-    command = [sys.executable, str(ROOT / "vm-images" / "build.py")]
+def ensure(name: str = DEFAULT) -> Image:
+    """A guest image, built first if need be (milliseconds otherwise); raises ImageError."""
+    command = [sys.executable, str(ROOT / "vm-images" / "build.py"), name]
     # Its progress goes straight to our standard error: the first build takes a download.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=BUILD_SECONDS, check=False)
     if done.returncode:
-        raise ImageError("the guest image could not be built; vm-images/build.py said why above")
+        raise ImageError(f"guest image {name} could not be built; vm-images/build.py said why above")
     where = pathlib.Path(done.stdout.strip().splitlines()[-1])
     manifest = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
-    return Image(where / "vmlinuz", where / "initrd", manifest["kernel"])
+    return Image(where / "vmlinuz", where / "initrd", manifest["kernel"], manifest["architecture"])

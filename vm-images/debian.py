@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 HERE: Final = pathlib.Path(__file__).resolve().parent
@@ -32,13 +33,13 @@ MKE2FS: Final = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sb
 tools.PACKAGES["mke2fs"] = "e2fsprogs"
 
 
-def bootstrap(work: pathlib.Path, root: pathlib.Path) -> None:
-    """Install Debian and the programs into `root`; raises BuildError."""
+def bootstrap(work: pathlib.Path, root: pathlib.Path, packages: Sequence[str]) -> None:
+    """Install Debian and these packages into `root`; raises BuildError."""
     archives = archive.sources()
     (work / "sources.list").write_text("\n".join(archives) + "\n", encoding="utf-8")
     (work / "apt.conf").write_text("\n".join(archive.apt_options()) + "\n", encoding="utf-8")
     tools.run(
-        *("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
+        *("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         *(f"--aptopt={work / 'apt.conf'}", '--aptopt=Acquire::Languages "none"'),
         # Ours to clean up: what the archives' indices weigh is of no use in the guest.
@@ -46,14 +47,28 @@ def bootstrap(work: pathlib.Path, root: pathlib.Path) -> None:
         *(archives[0].split()[2], str(root), str(work / "sources.list")),
         seconds=tools.APT_SECONDS,
     )
-    shutil.copytree(PROGRAMS, root / "swaptide", ignore=shutil.ignore_patterns("init", "__pycache__"))
 
 
-def pack_disk(root: pathlib.Path, disk: pathlib.Path) -> None:
+def pack_disk(root: pathlib.Path, disk: pathlib.Path, size_bytes: int, label: str = "") -> None:
     """Write `root` as an ext4 image without mounting anything; the journal is of no use read-only."""
     with open(disk, "wb") as empty:
-        empty.truncate(DISK_BYTES)
-    tools.run(MKE2FS, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(root), str(disk))
+        empty.truncate(size_bytes)
+    tools.run(
+        MKE2FS,
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-m",
+        "0",
+        "-L",
+        label,
+        "-d",
+        str(root),
+        str(disk),
+    )
 
 
 def pack_initrd(root: pathlib.Path, kernel: pathlib.Path, initrd: pathlib.Path) -> None:
@@ -79,13 +94,18 @@ def image_key(kernel: pathlib.Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def versions(root: pathlib.Path) -> list[str]:
+    """Each installed package and its version, on a line."""
+    wanted = ("dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n")
+    return tools.run(*wanted).splitlines()
+
+
 def manifest(key: str, kernel: pathlib.Path, root: pathlib.Path) -> dict[str, object]:
     """What the image was made of."""
-    wanted = ("dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n")
     return {
         "key": key,
         "kernel": (kernel / "package").read_text(encoding="utf-8").strip(),
-        "programs": [line for line in tools.run(*wanted).splitlines() if line.split()[0] in PACKAGES],
+        "programs": [line for line in versions(root) if line.split()[0] in PACKAGES],
     }
 
 
@@ -99,11 +119,13 @@ def build_image(kernel: pathlib.Path, refresh: bool) -> pathlib.Path:
     with tools.scratch() as work:
         image = work / "image"
         image.mkdir()
-        bootstrap(work, work / "tree")
-        pack_disk(work / "tree", image / "disk")
+        root = work / "tree"
+        bootstrap(work, root, PACKAGES)
+        shutil.copytree(PROGRAMS, root / "swaptide", ignore=shutil.ignore_patterns("init", "__pycache__"))
+        pack_disk(root, image / "disk", DISK_BYTES)
         pack_initrd(work / "initramfs", kernel, image / "initrd")
         shutil.copyfile(kernel / "vmlinuz", image / "vmlinuz")
-        facts = manifest(key, kernel, work / "tree")
+        facts = manifest(key, kernel, root)
         (image / "manifest.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         for old in tools.CACHE.glob("debian-*"):
             shutil.rmtree(old, ignore_errors=True)

@@ -96,6 +96,19 @@ def file_disk(path: pathlib.Path, *, direct: bool) -> tuple[str, ...]:
     )
 
 
+def boot_words(guest: image.Image, append: str) -> tuple[str, ...]:
+    """QEMU arguments for what is booted: a kernel, a disk, or both."""
+    words: tuple[str, ...] = ()
+    if guest.kernel is not None:
+        words += ("-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", append)
+    if guest.disk is not None:
+        words += (
+            *("-drive", f"file={guest.disk},format=raw,if=none,id=boot,snapshot=on"),
+            *("-device", "virtio-blk-pci,drive=boot,bootindex=0"),
+        )
+    return words
+
+
 def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> list[str]:
     """The whole QEMU command; the guest sees the disk of `spec` and a serial console, nothing else."""
     work = " ".join(f"tide.{name}={value}" for name, value in spec.work.items())
@@ -109,8 +122,7 @@ def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> li
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-qmp", f"unix:{qmp_socket},server=on,wait=off"),
-        *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
-        *("-append", f"console={build.console} loglevel=4 panic=-1 {work}"),
+        *boot_words(guest, f"console={build.console} loglevel=4 panic=-1 {guest.append} {work}"),
         *spec.disk,
         *spec.devices,
         *(() if spec.monitor is None else ("-qmp", f"unix:{spec.monitor},server=on,wait=off")),

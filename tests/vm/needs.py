@@ -1,4 +1,4 @@
-"""What a scenario needs beyond the usual, and may lack: then it is skipped, and says by name what it lacks."""
+"""What a scenario needs beyond the usual and may lack: then it is skipped, and says what it lacks."""
 
 import shutil
 

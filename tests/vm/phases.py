@@ -31,12 +31,13 @@ def working_guest(
         yield guest
 
 
-def tell(guest: machine.Machine, begun: float, more: str = "") -> None:
+def tell(guest: machine.Machine, begun: float, more: str = "", *, page_bytes: int = 4096) -> None:
     """Print what docs/guests.md has of a scenario that began at `begun` of the monotonic clock."""
     n = guest.numbers
+    out_mib, in_mib = (pages * page_bytes // MIB for pages in (n.pswpout, n.pswpin))
     print(
         f"figures: kernel {guest.kernel}: {n.checked} pages of 4 KiB checked, {n.wrong} wrong; "
-        f"swapped out {n.pswpout}, in {n.pswpin}; {time.monotonic() - begun:.0f} s{more}"
+        f"swapped out {out_mib} MiB, in {in_mib} MiB; {time.monotonic() - begun:.0f} s{more}"
     )
 
 

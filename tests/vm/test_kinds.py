@@ -138,7 +138,7 @@ def swap_through_squeeze_and_kill(
         assert off.fields["errno"] == "0"
         phases.stop_and_judge(guest)
     phases.assert_spilled(daemon)
-    phases.tell(guest, begun, f"; pages of {page_bytes // 1024} KiB")
+    phases.tell(guest, begun, f"; pages of {page_bytes // 1024} KiB", page_bytes=page_bytes)
     return guest
 
 

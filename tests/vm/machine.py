@@ -104,7 +104,7 @@ def boot_words(guest: image.Image, append: str) -> tuple[str, ...]:
     if guest.disk is not None:
         words += (
             *("-drive", f"file={guest.disk},format=raw,if=none,id=boot,snapshot=on"),
-            *("-device", "virtio-blk-pci,drive=boot,bootindex=0"),
+            *("-device", "virtio-blk-pci,drive=boot" + (",bootindex=0" if guest.kernel is None else "")),
         )
     return words
 

@@ -64,10 +64,10 @@ class Config:
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
     `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `cgroup` is a directory in
-    a cgroup file system, below which each disk's process gets a CPU cgroup of its own; `spill_timeout` is how
-    long reads of spilled pages wait for a server that is gone, where the disk does not say; `trace` is where it
-    records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is how its
-    lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
+    a cgroup file system, below which each disk's process gets a CPU cgroup of its own; `spill_timeout` is
+    how long reads of spilled pages wait for a server that is gone, where the disk does not say; `trace` is
+    where it records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is
+    how its lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
     """
 
     run_dir: pathlib.Path

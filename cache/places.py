@@ -70,6 +70,11 @@ def show(text: str) -> str:
     return _rewrite(text, uris.show)
 
 
+def has_server(text: str) -> bool:
+    """Whether one of them is an NBD export; whatever else it is."""
+    return any(uris.is_uri(word) for word in _words(text))
+
+
 def absolute(text: str, to_path: Callable[[str], str]) -> str:
     """The same with every path as `to_path` makes it.  Raises UsageError."""
     _split(text)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -348,10 +349,19 @@ def test_other_stores_are_refused(tmp_path: pathlib.Path, remote: remotes.Remote
         disk.start()
 
 
+@pytest.fixture
+def disk(tmp_path: pathlib.Path) -> Iterator[server.Server]:
+    """One that is not started, and never comes up."""
+    made = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
+    yield made
+    made.stop(signal.SIGKILL)
+    assert made.state is not None
+    shutil.rmtree(made.state.parent)
+
+
 @pytest.mark.parametrize("stores_given", ["files", "file and export", "devices"])
-def test_too_small_together(tmp_path: pathlib.Path, stores_given: str) -> None:
+def test_too_small_together(tmp_path: pathlib.Path, disk: server.Server, stores_given: str) -> None:
     sizes = [geometry.store_bytes(each) for each in (FIRST_SLOTS, SHAPE.disk_slots - FIRST_SLOTS - 1)]
-    disk = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
 
     def refused(spill: str) -> str:
         disk.parameters["spill"] = spill
@@ -377,8 +387,7 @@ def test_too_small_together(tmp_path: pathlib.Path, stores_given: str) -> None:
             assert said in refused(f"{one},{other}")
 
 
-def test_the_same_export_under_two_names(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
-    disk = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
+def test_the_same_export_under_two_names(disk: server.Server, remote: remotes.Remote) -> None:
     disk.parameters["spill"] = f"{remote.uri},{remote.uri.replace('///', '///same')}"
     with pytest.raises(server.Ended, match="the same store as the first one"):
         disk.start()

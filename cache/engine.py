@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable
 
 from swaptide.cache import (
-    exports,
     face,
     geometry,
     guard,
@@ -185,6 +184,9 @@ class Engine:
                 timeout_seconds=_timeout(settings),
             )
         if isinstance(path, uris.Uri):
+            # Here: libnbd and all that comes with it, which a file is served without.
+            from swaptide.cache import exports
+
             return exports.create(
                 path,
                 state.shape,
@@ -239,6 +241,8 @@ class Engine:
                 settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
             )
         if isinstance(settings.spill, uris.Uri):
+            from swaptide.cache import exports
+
             return exports.reopen(
                 settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
             )
@@ -377,6 +381,8 @@ class Engine:
 
 
 def _timeout(settings: Settings) -> float:
+    from swaptide.cache import exports
+
     wanted = settings.spill_timeout_seconds
     return exports.DEFAULT_TIMEOUT_SECONDS if wanted is None else wanted
 

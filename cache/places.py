@@ -125,6 +125,7 @@ def _place(text: str) -> uris.Place:
 
 
 def _is_same(one: uris.Place, other: uris.Place) -> bool:
+    """As far as the names tell: whoever makes the disk looks into the stores as well."""
     if isinstance(one, pathlib.Path) and isinstance(other, pathlib.Path):
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.normpath(one) == os.path.normpath(other)
     return one == other

@@ -87,7 +87,11 @@ def disk() -> None:
     show_default=True,
     help="Encrypt what is spilled; `no` where the store below does it.",
 )
-@click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
+@click.option(
+    "--swap-label",
+    metavar="L",
+    help="Present a ready swap signature with this label (for guests with pages of 4 KiB).",
+)
 @click.option("--socket-owner", metavar="USER", help="The user that may connect, such as libvirt-qemu.")
 @click.option("--force", is_flag=True, help="Take a spill path or export that holds something else.")
 @common.json_option

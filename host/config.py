@@ -27,6 +27,7 @@ _UNSET = {
     "user": "under a daemon of root each disk has a user of its own, see uids",
     "host_reserve": "5% of the host's RAM, at least 512M, at most 8G",
     "cgroup_reserve": "10% of a memory cgroup's limit, at least 64M, at most 2G",
+    "cgroup": "disks' processes stay in the daemon's CPU cgroup",
     "trace": "samples are not recorded",
     "uids": f"{uids.DEFAULT.start}-{uids.DEFAULT.stop - 1} where they are free, unless user is set",
 }
@@ -45,6 +46,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     balloon: bool = True
     host_reserve: _Text | None = None
     cgroup_reserve: _Text | None = None
+    cgroup: _Text | None = None
     spill_timeout: _Text = "30s"
     trace: _Text | None = None
     metrics: _Text = endpoint.DEFAULT
@@ -61,8 +63,9 @@ class Config:
     a daemon of root; None means that each disk has a number of its own out of `uids`.
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
-    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `spill_timeout` is how long
-    reads of spilled pages wait for a server that is gone, where the disk does not say; `trace` is where it
+    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `cgroup` is a directory in
+    a cgroup file system, below which each disk's process gets a CPU cgroup of its own; `spill_timeout` is how
+    long reads of spilled pages wait for a server that is gone, where the disk does not say; `trace` is where it
     records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is how its
     lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
     """
@@ -78,6 +81,7 @@ class Config:
     balloon: bool = True
     host_reserve: str | None = None
     cgroup_reserve: str | None = None
+    cgroup: pathlib.Path | None = None
     spill_timeout: str = "30s"
     trace: pathlib.Path | None = None
     metrics: str = endpoint.OFF
@@ -150,6 +154,7 @@ def load(
         balloon=chosen.balloon,
         host_reserve=chosen.host_reserve,
         cgroup_reserve=chosen.cgroup_reserve,
+        cgroup=_directory(chosen.cgroup),
         spill_timeout=chosen.spill_timeout,
         trace=_directory(chosen.trace),
         metrics=metrics or chosen.metrics,

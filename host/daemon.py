@@ -25,6 +25,7 @@ from swaptide.host import (
     listener,
     memory,
     scrapes,
+    shares,
     spills,
     steering,
 )
@@ -43,6 +44,7 @@ def run(chosen: config.Config) -> None:
     servants = isolation.choose(chosen)
     if chosen.balloon:
         steering.check(chosen)
+    shares.Shares(chosen.cgroup).check()
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:

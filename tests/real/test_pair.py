@@ -306,6 +306,30 @@ def test_a_successor_comes_up_while_the_first_is_away(tmp_path: pathlib.Path, re
         load.close()
 
 
+def test_what_is_trimmed_the_server_forgets(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
+    """The first store keeps its space, the second is a server that can be told."""
+    first_bytes = geometry.store_bytes(2)
+    spill = f"{tmp_path}/first,size={first_bytes},{remote.uri}"
+    with serving(tmp_path, spill) as disk, disk.face() as face:
+        load = driver.Driver(disk.uri, SIZE, seed=12, connections=1)
+        fill(load, face)
+        set_limit(face, LOW)
+        server.wait_until_holds(face, LOW)
+        load.close()
+        before = remote.path.stat().st_blocks * 512
+        # Some free slots are left as they are, for the next writes.
+        least = 10 * geometry.SEGMENT_BYTES
+        assert before > least
+        handle = nbd.NBD()
+        handle.connect_uri(disk.uri)
+        handle.trim(SIZE, 0)
+        until(lambda: remote.path.stat().st_blocks * 512 <= least, "trims")
+        assert handle.pread(MIB, 0) == bytes(MIB)
+        handle.shutdown()
+        assert use(face) == (0, 0)
+    assert (tmp_path / "first").stat().st_blocks * 512 >= first_bytes
+
+
 def test_other_stores_are_refused(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
     spill = file_first(tmp_path, remote)
     with serving(tmp_path, spill) as disk:

@@ -57,6 +57,8 @@ def test_what_is_printed_can_be_read(tmp_path: pathlib.Path) -> None:
         ("spill_timeout = '500ms'", "spill_timeout: time '500ms' is less than 1s"),
         ("spill_timeout = '25h'", "spill_timeout"),
         ("trace = ''", "trace"),
+        ("cgroup = ''", "cgroup"),
+        ("cgroup = 5", "cgroup"),
         ("metrics = ''", "metrics"),
         ("metrics = 9819", "metrics"),
         ("metrics = false", "metrics"),

@@ -169,6 +169,8 @@ def test_a_removal_that_is_slow_does_not_empty_the_next_disk(
     daemons.wait_for(lambda: daemon.show()["state"] == "running")
     removed = daemon.run("disk", "rm", "g1")
     assert removed.returncode == 1 and f"spill={remote.uri} is not erased" in removed.stderr
+    remote.filters, remote.parameters = [], []
+    remote.restart()  # nbdkit 1.32 does not always survive whom it answers late
     # A trim that nobody waits for any more may come at any time: so it is not given to another one.
     assert owner(remote) == report["id"]
     again = daemon.run("disk", "add", "g1", "--size", "64M", "--ram", "32M", "--spill", remote.uri)

@@ -4,7 +4,6 @@ One thread; the row starts its own daemon, and ends it with its disks.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -28,6 +27,7 @@ ROUNDS: Final = 3
 REST_SECONDS: Final = 25.0
 LOOK_SECONDS: Final = 20.0
 START_SECONDS: Final = 120.0
+REMOVALS: Final = 4
 _NS: Final = 1e9
 
 
@@ -116,18 +116,24 @@ def _measure(lab: measure.Lab, daemon: swaptided.Daemon) -> Scale:
             lab.tell("64 disks started")
             half, all_ = _start(daemon)
         finally:
-            gone = [protocol.Remove(name=name, force=True) for name in names]
-            list(several.map(lambda each: _remove(daemon, each), gone))
+            _remove_all(lab, daemon)
     return Scale(
         *(making, half, all_, pss),
         *(cpu / LOOK_SECONDS, daemon_cpu / LOOK_SECONDS, woken / LOOK_SECONDS / DISKS),
     )
 
 
-def _remove(daemon: swaptided.Daemon, wanted: protocol.Remove) -> None:
-    """Remove a disk; of one that serves no more a busy host may leave something, which is no matter here."""
-    with contextlib.suppress(SwaptideError):
-        client.call(daemon.run_dir, wanted)
+def _remove_all(lab: measure.Lab, daemon: swaptided.Daemon) -> None:
+    """One after the other; what a busy host was too slow to remove is tried again."""
+    for _ in range(REMOVALS):
+        left = [each["name"] for each in client.call(daemon.run_dir, protocol.List())]
+        for name in left:
+            try:
+                client.call(daemon.run_dir, protocol.Remove(name=name, force=True))
+            except SwaptideError as error:
+                lab.tell(f"{name} is not removed: {error}")
+        if not left:
+            return
 
 
 def _start(daemon: swaptided.Daemon) -> tuple[float, float]:

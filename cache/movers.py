@@ -411,8 +411,6 @@ class Movers:
 
     def _kicked(self) -> None:
         os.eventfd_read(self._kick_fd)
-        if self.calm:
-            self.stirred()
         self._awake.set()
 
     @property
@@ -438,8 +436,7 @@ class Movers:
             if self._room is not None:
                 self._room -= granted
         now = Snapshot(*self._segments.snapshot())
-        if now != self._looked_last or self._tasks:
-            self._looked_last, self._calm_since = now, time.monotonic()
+        self._note(now)
         # Where the host gives no more, what there is has to do, whatever the target says.
         return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
 
@@ -497,6 +494,14 @@ class Movers:
         if self._may_discard(todo):
             self._discarding = True
             self._spawn(self._discard())
+
+    def _note(self, now: Snapshot) -> None:
+        """Whether anything changed; a kick alone says little, since the governor kicks with all it does."""
+        if now != self._looked_last or self._tasks:
+            was_calm = self.calm
+            self._looked_last, self._calm_since = now, time.monotonic()
+            if was_calm:
+                self.stirred()
 
     def _unstage(self) -> None:
         """Give back the buffers that were not written from for a while."""

@@ -133,20 +133,20 @@ def test_it_looks_less_often_when_nothing_was_wanted_for_long() -> None:
     asyncio.run(body())
 
 
-def test_a_calm_disk_tells_that_it_is_wanted_again() -> None:
+def test_a_calm_disk_tells_once_that_it_is_wanted_again() -> None:
     async def body() -> None:
-        kick_fd, told = os.eventfd(1, os.EFD_CLOEXEC), []
-        try:
-            mover = movers.Movers(cast(Any, Staging(True)), cast(Any, None), kick_fd)
-            mover.stirred = lambda: told.append(1)
-            mover._kicked()
-            assert not told
-            mover._calm_since -= movers.CALM_AFTER_SECONDS
-            os.eventfd_write(kick_fd, 1)
-            mover._kicked()
-            assert told == [1]
-        finally:
-            os.close(kick_fd)
+        told: list[int] = []
+        mover = movers.Movers(cast(Any, Staging(True)), cast(Any, None), -1)
+        mover.stirred = lambda: told.append(1)
+        at_rest = movers.Snapshot(*range(len(movers.Snapshot._fields)))
+        mover._note(at_rest)
+        assert not told  # it was not calm
+        mover._calm_since -= movers.CALM_AFTER_SECONDS
+        mover._note(at_rest)
+        assert not told and mover.calm  # nothing has changed
+        mover._note(at_rest._replace(dirty=77))
+        mover._note(at_rest)
+        assert told == [1] and not mover.calm
 
     asyncio.run(body())
 

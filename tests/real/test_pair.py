@@ -34,7 +34,7 @@ def remote(tmp_path: pathlib.Path) -> Iterator[remotes.Remote]:
 
 
 def serving(
-    tmp_path: pathlib.Path, spill: str, *, eager: bool = False, ram: str = str(RAM), spill_timeout: str = "4"
+    tmp_path: pathlib.Path, spill: str, *, eager: bool = False, ram: str = str(RAM), spill_timeout: str = "12"
 ) -> AbstractContextManager[server.Server]:
     """A disk of noise; an `eager` one takes its host for idle."""
     return server.serving(
@@ -222,7 +222,7 @@ def test_a_server_that_dies_is_replaced_by_the_second_and_taken_again(
 def test_what_lies_on_a_dead_server_is_an_error_and_not_another_byte(
     tmp_path: pathlib.Path, remote: remotes.Remote
 ) -> None:
-    with serving(tmp_path, f"{remote.uri},{tmp_path}/second", spill_timeout="2") as disk, disk.face() as face:
+    with serving(tmp_path, f"{remote.uri},{tmp_path}/second", spill_timeout="4") as disk, disk.face() as face:
         load = driver.Driver(disk.uri, SIZE, seed=7, connections=1)
         fill(load, face)
         set_limit(face, LOW)
@@ -241,7 +241,7 @@ def test_what_lies_on_a_dead_server_is_an_error_and_not_another_byte(
 def test_a_write_that_comes_late_meets_nobody(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
     """The server stalls with writes on their way, which are given up, and goes on with them later."""
     with (
-        serving(tmp_path, f"{remote.uri},{tmp_path}/second", ram="96M", spill_timeout="2") as disk,
+        serving(tmp_path, f"{remote.uri},{tmp_path}/second", ram="96M", spill_timeout="4") as disk,
         disk.face() as face,
     ):
         load = driver.Driver(disk.uri, SIZE, seed=8, connections=1)

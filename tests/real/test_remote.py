@@ -107,7 +107,7 @@ def test_a_server_that_dies_loses_nothing(
 def test_a_server_that_stalls_is_given_up_and_taken_again(
     tmp_path: pathlib.Path, remote: remotes.Remote
 ) -> None:
-    with serving(tmp_path, remote.uri, spill_timeout="4") as disk, disk.face() as face:
+    with serving(tmp_path, remote.uri, spill_timeout="8") as disk, disk.face() as face:
         fill(disk)
         begun = time.monotonic()
         with remote.stalled():
@@ -115,7 +115,7 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
             handle.connect_uri(disk.uri)
             with pytest.raises(nbd.Error) as error:
                 handle.pread(1 << 20, 0)
-            assert error.value.errno == "EIO" and 3 < time.monotonic() - begun < 60
+            assert error.value.errno == "EIO" and 6 < time.monotonic() - begun < 60
             until(lambda: degraded(face), "degraded")
             handle.shutdown()
         until(lambda: not degraded(face), "the end of degraded")
@@ -126,7 +126,7 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
 def test_a_server_that_answers_reads_and_no_writes_is_trouble(
     tmp_path: pathlib.Path, remote: remotes.Remote
 ) -> None:
-    with serving(tmp_path, remote.uri, spill_timeout="4") as disk, disk.face() as face:
+    with serving(tmp_path, remote.uri, spill_timeout="16") as disk, disk.face() as face:
         fill(disk)
         # One connection, so that it is never silent, and stays; and threads for all writes that hang there.
         remote.options = ["-t", "128"]
@@ -161,7 +161,7 @@ def test_a_server_that_answers_reads_and_no_writes_is_trouble(
 
 
 def test_reads_wait_for_so_long_and_no_longer(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
-    with serving(tmp_path, remote.uri, spill_timeout="2") as disk:
+    with serving(tmp_path, remote.uri, spill_timeout="4") as disk:
         fill(disk)
         begun = time.monotonic()
         remote.stop()
@@ -169,7 +169,7 @@ def test_reads_wait_for_so_long_and_no_longer(tmp_path: pathlib.Path, remote: re
         handle.connect_uri(disk.uri)
         with pytest.raises(nbd.Error) as error:
             handle.pread(1 << 20, 0)
-        assert error.value.errno == "EIO" and 1.5 < time.monotonic() - begun < 60
+        assert error.value.errno == "EIO" and 3 < time.monotonic() - begun < 60
         handle.shutdown()
         remote.start()
         until(lambda: "works again" in disk.log.read_text(), "the server")
@@ -385,7 +385,7 @@ def test_an_export_in_use_is_refused_and_a_stale_one_only_forced(
 def test_an_export_that_was_replaced_is_not_written_to(
     tmp_path: pathlib.Path, remote: remotes.Remote
 ) -> None:
-    with serving(tmp_path, remote.uri, spill_timeout="2") as disk:
+    with serving(tmp_path, remote.uri, spill_timeout="4") as disk:
         fill(disk)
         remote.stop()
         kept = remote.path.rename(tmp_path / "kept")

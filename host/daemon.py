@@ -24,6 +24,7 @@ from swaptide.host import (
     launch,
     listener,
     memory,
+    notify,
     scrapes,
     spills,
     steering,
@@ -113,6 +114,7 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
     server = control.Control(chosen, served, watched, balloon)
     scraped = scrapes.Scrapes(chosen, served, watched, balloon)
     looked_after = health.Health(served.keepers)
+    manager = notify.Notifier(lambda: _status(served))
     try:
         served.start()
         watched.start()
@@ -121,8 +123,10 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         scraped.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
+        manager.start()
         await ended.wait()
     finally:
+        await manager.close()
         await server.close()
         await scraped.close()
         await looked_after.close()
@@ -130,6 +134,11 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         await watched.leave()
         await served.leave()
         log.info("ended run_dir=%s disks_left_serving=%d", chosen.run_dir, len(served))
+
+
+def _status(served: disks.Disks) -> str:
+    idle = sum(not keeper.serves for keeper in served.keepers())
+    return f"disks: {len(served)}" + (f", of which not running: {idle}" if idle else "")
 
 
 def _keep_descriptors() -> None:

@@ -5,6 +5,7 @@ It owns the asyncio loop that everything in host/ runs on, and is never in the d
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import os
@@ -44,6 +45,7 @@ def run(chosen: config.Config) -> None:
     servants = isolation.choose(chosen)
     if chosen.balloon:
         steering.check(chosen)
+    faulthandler.enable()  # whoever finds us hanging and aborts us, finds in the log where
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:

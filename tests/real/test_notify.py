@@ -65,3 +65,6 @@ def test_a_daemon_that_hangs_is_not_heard(daemon: Daemon, manager: socket.socket
     daemon.process.send_signal(signal.SIGCONT)
     manager.settimeout(WAIT_SECONDS)
     assert heard(manager)[0] == "WATCHDOG=1"
+    # What systemd ends it with; it says where it was, whatever that is.
+    daemon.stop(signal.SIGABRT)
+    assert "most recent call first" in daemon.log.read_text()

@@ -16,14 +16,15 @@ BEHIND = {
     "fish": 'complete -C "swaptide {words}"',
 }
 FILES = {"bash": "swaptide", "zsh": "_swaptide", "fish": "swaptide.fish"}
+# The prompt says that a key is taken for what it is; what is typed before may not be.
 ZSH = """
 zmodload zsh/zpty
 zpty shell zsh -f -i
-zpty -w shell "PROMPT=; autoload -U compinit; compinit -D; source {script}"
-zpty -w shell 'print REA""DY'
-while zpty -r shell line; do [[ $line == *READY* ]] && break; done
+zpty -w shell 'autoload -U compinit; compinit -D; source {script}; PROMPT=REA""DY'
+zpty -r shell line '*READY*'
 zpty -n -w shell $'swaptide disk fre\\t'
-while zpty -r -t shell line || sleep 0.1; do print -rn -- $line; [[ $line == *freeze* ]] && exit; done
+zpty -r shell line '*freeze*'
+print -r -- $line
 """
 
 

@@ -38,12 +38,13 @@ run: setup ## watch a guest swap while its cache is squeezed and opened again (A
 .PHONY: test
 test: ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
 	@.ci/setup test
-	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long and not cluster and not package" --session-timeout=2100 $(ARGS)
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long and not cluster and not package" \
+		--session-timeout=5400 $(ARGS)
 
 .PHONY: cluster-test
 cluster-test: ## a disk whose spill is on a real Ceph cluster, made here for it, under five minutes (installs Ceph)
 	@.ci/setup cluster
-	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_CLUSTER_TESTS)) $(PYTEST) tests/cluster --session-timeout=290 $(ARGS)
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_CLUSTER_TESTS)) $(PYTEST) tests/cluster --session-timeout=900 $(ARGS)
 
 # For which releases: make deb RELEASES=trixie
 RELEASES :=
@@ -129,7 +130,7 @@ KILLS := 200
 STORE := file
 
 .PHONY: torture
-torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200, STORE=file|nbd)
+torture: setup ## kills at random and named places, faults, cap changes under a load with a model (KILLS=200, STORE=file|nbd|pair)
 	@$(PYTHON) tests/real/torture.py --kills $(KILLS) --store $(STORE)
 
 .PHONY: lint

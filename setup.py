@@ -14,7 +14,7 @@ FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE
 _CODECS = ["crypto", "lz4", "zstd"]
 LIBRARIES = {
     **dict.fromkeys(("ahead", "image", "log", "moves"), _CODECS),
-    **dict.fromkeys(("link", "remote"), ["nbd"]),
+    **dict.fromkeys(("link", "wire"), ["nbd"]),
 }
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 

@@ -21,6 +21,8 @@ from swaptide.cache import (
     guard,
     keys,
     layout,
+    pairs,
+    places,
     recovery,
     spillfile,
     statefile,
@@ -60,7 +62,7 @@ class Settings:
     target_bytes: int | None = None
     name: str = "swaptide"
     state: pathlib.Path | None = None
-    spill: uris.Place | None = None
+    spill: places.Spill | None = None
     spill_timeout_seconds: float | None = None
     swap_label: str = ""
     encrypt: bool | None = None
@@ -69,8 +71,8 @@ class Settings:
     force: bool = False
 
 
-# A file or device, or an NBD export; both have the same methods.
-Spill = spillfile.SpillFile | exports.Export
+# A file or device, an NBD export, or two of these; all have the same methods.
+Spill = pairs.Single | pairs.Pair
 
 
 class Engine:
@@ -110,9 +112,10 @@ class Engine:
 
     @property
     def spill_fd(self) -> int:
-        """The descriptor of the spill file, which tests put faults under."""
-        assert isinstance(self._spill, spillfile.SpillFile)
-        return self._spill.fd
+        """The descriptor of the spill file, of two the first, which tests put faults under."""
+        first = self._spill.parts[0] if isinstance(self._spill, pairs.Pair) else self._spill
+        assert isinstance(first, spillfile.SpillFile)
+        return first.fd
 
     @classmethod
     def prepare(cls, settings: Settings) -> "Engine":
@@ -132,8 +135,11 @@ class Engine:
             swaplabel.header(settings.size_bytes or 0, settings.swap_label) if settings.swap_label else None
         )
         encrypted = settings.encrypt is not False
+        size_bytes, slots = settings.size_bytes or 0, None
+        if isinstance(settings.spill, places.Pair):
+            slots = pairs.divide(settings.spill, size_bytes)
         state = statefile.create(
-            settings.state, settings.size_bytes or 0, settings.name, limits, encrypted=encrypted
+            settings.state, size_bytes, settings.name, limits, encrypted=encrypted, slots=slots
         )
         try:
             spill = cls._make_spill(settings, state)
@@ -169,6 +175,15 @@ class Engine:
     def _make_spill(settings: Settings, state: statefile.StateFile) -> Spill:
         path = settings.spill
         where = str(state.path.resolve()) if state.path is not None else ""
+        if isinstance(path, places.Pair):
+            return pairs.create(
+                path,
+                state.shape,
+                state.identity.disk_id,
+                where,
+                force=settings.force,
+                timeout_seconds=_timeout(settings),
+            )
         if isinstance(path, uris.Uri):
             return exports.create(
                 path,
@@ -212,9 +227,18 @@ class Engine:
     @staticmethod
     def _reopen_spill(settings: Settings, state: statefile.StateFile) -> Spill:
         disk_id = state.identity.disk_id
+        # Whoever let go of its store in peace took its number away.
+        died = state.mapping.counter_word(layout.COUNTERS.index("owner_pid")) != 0
+        if isinstance(settings.spill, places.Pair) != (state.identity.slots is not None):
+            has = "one store; name that one" if state.identity.slots is None else "two stores; name both"
+            raise UsageError(
+                f"spill={settings.spill}: the disk in {settings.state} has {has}, as it was made"
+            )
+        if isinstance(settings.spill, places.Pair):
+            return pairs.reopen(
+                settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
+            )
         if isinstance(settings.spill, uris.Uri):
-            # Whoever let go of its store in peace took its number away.
-            died = state.mapping.counter_word(layout.COUNTERS.index("owner_pid")) != 0
             return exports.reopen(
                 settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
             )
@@ -260,7 +284,9 @@ class Engine:
         guard.protect(self._state.mapping, may_be_swapped=self._state.may_be_swapped)
         mapping = self._state.mapping
         self._spill.start(may_die=self._state.path is not None)
-        movers = Movers(self.moves, self.segments, self._kick_fd)
+        # Of two stores the movers know which one fails; a single one says so itself.
+        parts = self._spill.parts if isinstance(self._spill, pairs.Pair) else ()
+        movers = Movers(self.moves, self.segments, self._kick_fd, parts)
         # Measures the base, so it comes when every buffer is there.
         self._governor = Governor(
             mapping,
@@ -269,7 +295,7 @@ class Engine:
             self._state.fd,
             self._state.path,
             self._spill.reserved_bytes,
-            self._spill.trouble,
+            str if isinstance(self._spill, pairs.Pair) else self._spill.trouble,
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)

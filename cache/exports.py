@@ -74,19 +74,29 @@ class Export:
         align: int,
         timeout_seconds: float,
         wary: bool,
+        part: int = 0,
     ) -> None:
         self.uri = uri
         self.reserved_bytes = shape.spill_bytes
+        stall_seconds = max(1.0, timeout_seconds / 2)
         self.store = remote.RemoteStore(
             align=align,
             read_seconds=timeout_seconds,
-            stall_seconds=max(1.0, timeout_seconds / 2),
+            stall_seconds=stall_seconds,
             drain_seconds=DRAIN_SECONDS,
             wary=wary,
+            # Of two, the other one takes what this one does not.
+            write_seconds=stall_seconds if part else 0.0,
         )
         self._disk_id = disk_id
+        self._part = part
         self._align = align
         self._lanes = lanes.Lanes(self.store, uri, self._verify, self._beat)
+
+    @property
+    def place(self) -> str:
+        """Which one it is, for people."""
+        return str(self.uri)
 
     def start(self, *, may_die: bool) -> None:
         """Connect, and stay connected; returns when that has worked or failed for the first time.
@@ -96,8 +106,8 @@ class Export:
         self._lanes.start(REOPEN_SECONDS, may_die=may_die)
 
     def trouble(self) -> str:
-        """Why the server cannot be reached right now, which one it is, too; empty where it can."""
-        why = self._lanes.trouble
+        """What is wrong with the server right now, and which one it is; empty where it is well."""
+        why = self._lanes.trouble or ("its server answers no writes" if self._lanes.overdue else "")
         return f"spill={self.uri}: {why}" if why else ""
 
     def wind_up(self) -> bool:
@@ -119,7 +129,9 @@ class Export:
         if connection.traits.least_bytes > self._align:
             raise SetupError(f"its blocks have {connection.traits.least_bytes} bytes now")
         owner = _owner(connection)
-        if owner is None or owner.header.disk_id != self._disk_id:
+        if owner is not None and owner.header.disk_id == self._disk_id:
+            spillfile.check_part(str(self.uri), owner.header, self._part)
+        else:
             raise SetupError(f"it is not the export of this disk but of {owner or 'nobody'}; put it back")
 
     def _beat(self, count: int) -> None:
@@ -135,6 +147,7 @@ def create(
     *,
     force: bool,
     timeout_seconds: float,
+    part: int = 0,
 ) -> Export:
     """Claim the export for a new disk.
 
@@ -151,20 +164,28 @@ def create(
                     raise UsageError(
                         f"spill={uri}: holds something that is not swaptide's; empty it, or use force"
                     )
-            elif not before.is_nobody and before.header.disk_id != disk_id:
+            elif before.header.disk_id == disk_id:
+                raise UsageError(f"spill={uri}: the same store as the first one; name two")
+            elif not before.is_nobody:
                 _take_from(uri, connection, before, force)
-            header = spillfile.SpillHeader(disk_id, state_path, spillfile.boot_id())
+            header = spillfile.SpillHeader(disk_id, state_path, spillfile.boot_id(), part)
             connection.write(_pack(header), 0, LIMIT_SECONDS)
             connection.flush(LIMIT_SECONDS)
             align = _align(connection.traits)
     except link.LinkError as error:
         raise SetupError(f"spill={uri}: {error.strerror}; look at its server") from error
     wary = before is not None
-    return Export(uri, shape, disk_id, align=align, timeout_seconds=timeout_seconds, wary=wary)
+    return Export(uri, shape, disk_id, align=align, timeout_seconds=timeout_seconds, wary=wary, part=part)
 
 
 def reopen(
-    uri: uris.Uri, shape: geometry.Geometry, disk_id: str, *, timeout_seconds: float, wary: bool
+    uri: uris.Uri,
+    shape: geometry.Geometry,
+    disk_id: str,
+    *,
+    timeout_seconds: float,
+    wary: bool,
+    part: int = 0,
 ) -> Export:
     """The export of an existing disk; one whose server does not answer is connected to later.
 
@@ -181,6 +202,7 @@ def reopen(
                     f"spill={uri}: not the export of this disk ({disk_id}) but of"
                     f" {owner or 'nobody'}; put it back"
                 )
+            spillfile.check_part(str(uri), owner.header, part)
             if owner.header.boot_id != spillfile.boot_id():
                 raise SetupError(
                     f"spill={uri}: of a disk that was lost when the host restarted; remove its state file"
@@ -188,7 +210,13 @@ def reopen(
             align = _align(connection.traits)
     except link.LinkError as error:
         log.warning("spill server not reached uri=%s error=%r", uri, error.strerror)
-    return Export(uri, shape, disk_id, align=align, timeout_seconds=timeout_seconds, wary=wary)
+    return Export(uri, shape, disk_id, align=align, timeout_seconds=timeout_seconds, wary=wary, part=part)
+
+
+def size_of(uri: uris.Uri) -> int:
+    """How many bytes an export has.  Raises SetupError if it cannot be reached."""
+    with _connect(uri, LIMIT_SECONDS) as connection:
+        return connection.traits.size_bytes
 
 
 def release(uri: uris.Uri, disk_id: str, *, zero_bytes: int = 0, progress: "Progress | None" = None) -> None:

@@ -22,13 +22,15 @@ from swaptide.cache.errors import StateError
 class Identity:
     """Who a state file is.  `size_bytes` is the disk's size; `disk_id` is also its NBD export name.
 
-    `encrypted` says whether what is spilled is encrypted, with a key that cache.keys keeps.
+    `encrypted` says whether what is spilled is encrypted, with a key that cache.keys keeps; `slots` how many
+    disk slots each of its two spill stores has, None where it has one.
     """
 
     disk_id: str
     name: str
     size_bytes: int
     encrypted: bool
+    slots: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ def parse_identity(raw: bytes, where: str) -> Identity:
         name.rstrip(b"\0").decode("utf-8", "replace"),
         size_bytes,
         bool(flags & layout.ENCRYPTED_FLAG),
+        layout.slots_of(flags),
     )
 
 

@@ -59,6 +59,7 @@ class Geometry:
     size_bytes: int
     pages: int
     disk_slots: int
+    first_slots: int  # of these, the first store's: all of them where it is the only one
     ram_slots: int
     segments: int
     directory_bytes: int
@@ -80,10 +81,16 @@ class Geometry:
         return _align(self.metadata_bytes + MIN_RAM_SLOTS * SEGMENT_BYTES, PAGE_BYTES)
 
 
-def of_size(size_bytes: int) -> Geometry:
+def store_bytes(slots: int) -> int:
+    """What a store of so many disk slots takes."""
+    return SPILL_HEADER_BYTES + slots * SEGMENT_BYTES
+
+
+def of_size(size_bytes: int, slots: tuple[int, int] | None = None) -> Geometry:
     """The geometry of a disk of `size_bytes`, a positive multiple of 4096, at most 16 TiB.
 
-    Raises ValueError for any other size.
+    `slots` are those of its two stores, where it has two: each at most what a single one would have, and
+    together at least that.  Raises ValueError for any other size or slots.
     """
     if size_bytes <= 0 or size_bytes % PAGE_BYTES:
         raise ValueError(f"size {size_bytes} is not a positive multiple of {PAGE_BYTES}")
@@ -96,6 +103,13 @@ def of_size(size_bytes: int) -> Geometry:
     # with plenty of RAM leave its dead space alone instead of cleaning it.
     ram_slots = 2 * disk_slots
     segments = disk_slots + ram_slots
+    first_slots = disk_slots
+    if slots is not None:
+        if not all(0 < each <= disk_slots for each in slots) or sum(slots) < disk_slots:
+            raise ValueError(f"stores of {slots[0]} and {slots[1]} slots do not make {disk_slots}")
+        # Slots beyond the need are for a store that fails; their numbers come out of the pool's.
+        first_slots, disk_slots = slots[0], sum(slots)
+        ram_slots = segments - disk_slots
     segment_table = _align(segments * SEGMENT_ENTRY_BYTES, PAGE_BYTES)
     page_table = _align(pages * PAGE_ENTRY_BYTES, PAGE_BYTES)
     directory = _align((segment_table + page_table) // PAGE_BYTES, PAGE_BYTES)
@@ -107,6 +121,7 @@ def of_size(size_bytes: int) -> Geometry:
         size_bytes=size_bytes,
         pages=pages,
         disk_slots=disk_slots,
+        first_slots=first_slots,
         ram_slots=ram_slots,
         segments=segments,
         directory_bytes=directory,
@@ -115,5 +130,5 @@ def of_size(size_bytes: int) -> Geometry:
         tables_end=tables_end,
         pool_offset=pool_offset,
         state_bytes=pool_offset + ram_slots * SEGMENT_BYTES,
-        spill_bytes=SPILL_HEADER_BYTES + disk_slots * SEGMENT_BYTES,
+        spill_bytes=store_bytes(disk_slots),
     )

@@ -211,6 +211,7 @@ class Governor:
         request, obeyed = self._control("publish_request"), self._obeyed()
         raw, packed, packed_bytes, clean, disk, disk_bytes = self._segments.tiers()
         now = Snapshot(*self._segments.snapshot())
+        in_use = self._segments.disk_use()
         trouble = self._store_trouble() or self._movers.trouble
         if trouble != self._told_trouble:
             self._mapping.write_trouble(trouble.encode()[: geometry.TROUBLE_BYTES])
@@ -225,7 +226,8 @@ class Governor:
             "spilled_disk_bytes": disk_bytes,
             "ram_slots_used": now.populated,
             "ram_slots_limit": now.limit,
-            "disk_slots_used": now.disk_slots - now.disk_free,
+            "disk_slots_used": sum(in_use),
+            "second_slots_used": sum(in_use[1:]),
             "droppable_bytes": (now.clean + now.free) * geometry.SEGMENT_BYTES,
             **self._speeds(now),
             "degraded": int(bool(trouble)),

@@ -21,6 +21,7 @@ cdef int image_make(char *image, sealer *by, char *content, const Spill *spill, 
 cdef bint chunk_open(char *to, sealer *by, const char *chunk, const Spill *spill, uint64_t write,
                      uint32_t slot, uint32_t index, uint32_t page) noexcept nogil
 cdef int image_write(const char *image, const Spill *spill, uint32_t slot) noexcept nogil
+cdef int image_commit(const Spill *spill, uint64_t mark, uint32_t slot) noexcept nogil
 cdef int image_read(char *image, const Spill *spill, uint32_t slot) noexcept nogil
 cdef int image_discard(const Spill *spill, uint32_t slot, uint32_t count) noexcept nogil
 cdef int chunks_read(char *buffer, const Spill *spill, uint32_t slot, uint32_t index, uint32_t count,

@@ -93,6 +93,11 @@ cdef int image_write(const char *image, const Spill *spill, uint32_t slot) noexc
                              spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
 
 
+cdef int image_commit(const Spill *spill, uint64_t mark, uint32_t slot) noexcept nogil:
+    """Have what was written since the mark, to the store that has this slot, be safe; it can."""
+    return spill.store.commit(spill.store.of, mark, spill.base + (<uint64_t> slot << SEGMENT_SHIFT))
+
+
 cdef int image_read(char *image, const Spill *spill, uint32_t slot) noexcept nogil:
     return spill.store.read(spill.store.of, image, SEGMENT_BYTES,
                             spill.base + (<uint64_t> slot << SEGMENT_SHIFT))

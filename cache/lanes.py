@@ -27,6 +27,8 @@ STEADY_SECONDS: Final = 5.0
 # How often it is looked what has waited too long, and where nobody waits.
 SWEEP_SECONDS: Final = 0.2
 IDLE_SECONDS: Final = 1.0
+# What had waited for a server that was gone is answered by then, if it works again.
+GRACE_SECONDS: Final = 3.0
 # How often an owner shows that it lives.
 BEAT_SECONDS: Final = 5.0
 # When the process ends, how long it waits for the answers to what it has sent.
@@ -61,6 +63,9 @@ class Lanes:
         self._multi: asyncio.Event
         self._down_since = 0.0
         self.trouble = "not connected yet"  # why it is down; empty where it is not
+        self.overdue = False  # a write has waited for too long, whatever else is answered
+        self._told_overdue = False
+        self._up_since = 0.0
         self._told = ""
         self._leaving = False
         self._cut = False
@@ -142,6 +147,19 @@ class Lanes:
         while True:
             await asyncio.sleep(SWEEP_SECONDS if self._store.unanswered else IDLE_SECONDS)
             self._note(self._store.sweep())
+            self._look_at_writes()
+
+    def _look_at_writes(self) -> None:
+        """Tell of a server that answers reads, perhaps, and no writes.  One that is gone is told of anyway,
+        and one that came back has a moment for what waited."""
+        self.overdue = self._store.overdue
+        steady = not self.down and time.monotonic() - self._up_since > GRACE_SECONDS
+        if self.overdue and steady and not self._told_overdue:
+            self._told_overdue = True
+            log.error("spill server answers no writes uri=%s", self._uri)
+        elif not self.overdue and self._told_overdue:
+            self._told_overdue = False
+            log.warning("spill server answers writes again uri=%s", self._uri)
 
     async def _show_life(self) -> None:
         count = 0
@@ -226,4 +244,6 @@ class Lanes:
         if self.down and self._told:
             after = time.monotonic() - self._down_since
             log.warning("spill server works again uri=%s after_seconds=%.1f", self._uri, after)
+        if self.down:
+            self._up_since = time.monotonic()
         self.down, self.trouble, self._told = False, "", ""

@@ -15,6 +15,9 @@ FORMAT_VERSION: Final = 4
 # magic, version, segment bytes, size, disk id (16 raw bytes), name (64 bytes, zero-padded UTF-8), flags
 IDENTITY = struct.Struct("<8sQQQ16s64sQ")
 ENCRYPTED_FLAG: Final = 1
+# In the flags of a disk with two spill stores: how many disk slots each has.
+_SLOTS_SHIFTS: Final = (8, 36)
+_SLOTS_MASK: Final = (1 << 28) - 1
 
 # In the order of the control page.
 CONTROL: Final = (
@@ -92,6 +95,7 @@ COUNTERS: Final = (
     "spill_bytes_per_second",  # of RAM that writing out frees
     "frozen_seen",  # the control word `frozen` once it is obeyed: nothing changes or moves any more
     "frozen_waits",  # how often a write, trim or zero had to wait for a thaw
+    "second_slots_used",  # of disk_slots_used, those in the second of two spill stores
 )
 WORD: Final = struct.Struct("<Q")
 
@@ -103,6 +107,18 @@ HISTOGRAMS: Final = (
     "write",  # waits at the cap and for a thaw included
     "stall",  # of writes, trims and zeroes that waited for memory: the time they waited for it
 )
+
+
+def flags_of(encrypted: bool, slots: tuple[int, int] | None) -> int:
+    """The flags of an identity."""
+    first, second = slots or (0, 0)
+    return (ENCRYPTED_FLAG if encrypted else 0) | first << _SLOTS_SHIFTS[0] | second << _SLOTS_SHIFTS[1]
+
+
+def slots_of(flags: int) -> tuple[int, int] | None:
+    """The disk slots of a disk's two spill stores; None where it has one."""
+    first, second = (flags >> shift & _SLOTS_MASK for shift in _SLOTS_SHIFTS)
+    return (first, second) if first or second else None
 
 
 def is_frozen(word: int) -> bool:

@@ -1,7 +1,7 @@
 """One connection to an NBD server, for whoever may wait: every call has a limit.
 
 The thread that calls is the one that waits, without the GIL.  Claims of an export, and the handshake of
-connections that remote.pyx then drives by itself.  After an error or a limit the connection is closed.
+connections that wire.pyx then drives by itself.  After an error or a limit the connection is closed.
 """
 
 import dataclasses

@@ -39,6 +39,7 @@ cdef class Mapping:
     cdef readonly uint32_t segments
     cdef readonly uint32_t ram_slots
     cdef readonly uint32_t disk_slots
+    cdef readonly uint32_t first_slots      # of these, the first store's
     cdef uint64_t *control
     cdef uint64_t *counters
     cdef uint64_t *histograms

@@ -68,6 +68,7 @@ cdef class Mapping:
         self.segments = shape.segments
         self.ram_slots = shape.ram_slots
         self.disk_slots = shape.disk_slots
+        self.first_slots = shape.first_slots
         self.tables_bytes = shape.tables_end
         self.pool_offset = shape.pool_offset
         self.pool_bytes = shape.ram_slots << SEGMENT_SHIFT

@@ -82,6 +82,20 @@ _SPILL_USED: Final = Metric(
     "swaptide_disk_spill_used_bytes", "gauge", "The part of the spill file that is in use, in whole segments."
 )
 _SPILL_SIZE: Final = Metric("swaptide_disk_spill_size_bytes", "gauge", "What the spill file has in all.")
+_STORE_USED: Final = Metric(
+    "swaptide_disk_spill_store_used_bytes",
+    "gauge",
+    "Of a disk with two spill stores: the part of each that is in use, in whole segments.",
+    ("disk", "store"),
+)
+_STORE_SIZE: Final = Metric(
+    "swaptide_disk_spill_store_size_bytes",
+    "gauge",
+    "Of a disk with two spill stores: what of each may be used.",
+    ("disk", "store"),
+)
+# The values of `store`.
+STORES: Final = ("first", "second")
 _READ_PAGES: Final = Metric(
     "swaptide_disk_read_pages_total",
     "counter",
@@ -198,6 +212,8 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     _CLEANED,
     _SPILL_USED,
     _SPILL_SIZE,
+    _STORE_USED,
+    _STORE_SIZE,
 )
 
 # Every fourth bound of the state file's histograms, from a microsecond to 17 seconds: powers of two.
@@ -239,7 +255,13 @@ def put_disk(sheet: Sheet, name: str, state: face.StateFace) -> Mapping[str, int
     sheet.put(_CLEANED, max(0, counters["cleaned_segments"] - on_disk), name, "ram")
     sheet.put(_CLEANED, on_disk, name, "disk")
     sheet.put(_SPILL_USED, counters["disk_slots_used"] * geometry.SEGMENT_BYTES, name)
-    sheet.put(_SPILL_SIZE, _spill_bytes(who.size_bytes), name)
+    sheet.put(_SPILL_SIZE, _spill_bytes(who), name)
+    if who.slots is not None:
+        second = counters["second_slots_used"]
+        in_use = (max(0, counters["disk_slots_used"] - second), second)
+        for store, used, slots in zip(STORES, in_use, who.slots, strict=True):
+            sheet.put(_STORE_USED, used * geometry.SEGMENT_BYTES, name, store)
+            sheet.put(_STORE_SIZE, slots * geometry.SEGMENT_BYTES, name, store)
     for kind in ("hit", "miss", "write"):
         sheet.put(_DURATION, distribution(histograms[kind]), name, kind)
     sheet.put(_STALL_DURATION, distribution(histograms["stall"]), name)
@@ -271,9 +293,9 @@ def _put_tiers(sheet: Sheet, name: str, ram: int, counters: Mapping[str, int]) -
     sheet.put(_READ_PAGES, counters["misses"], name, "spilled")
 
 
-def _spill_bytes(size_bytes: int) -> int:
+def _spill_bytes(who: face.Identity) -> int:
     """0 for a size that no disk has: the file is damaged."""
     try:
-        return geometry.of_size(size_bytes).disk_slots * geometry.SEGMENT_BYTES
+        return geometry.of_size(who.size_bytes, who.slots).disk_slots * geometry.SEGMENT_BYTES
     except ValueError:
         return 0

@@ -14,8 +14,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from swaptide.cache import cgroup, geometry, idle, rates, threads
 from swaptide.cache.moves import Moves
@@ -248,6 +248,61 @@ class Orders(NamedTuple):
     frozen: bool = False
 
 
+class Store(Protocol):
+    """One store of two."""
+
+    @property
+    def place(self) -> str:
+        """Which one it is, for people."""
+
+    def trouble(self) -> str:
+        """Why it is known not to answer right now, and which one it is; empty where it does."""
+
+
+class Stores:
+    """Which of two stores fails, told to the segments and to the log: each change once."""
+
+    def __init__(self, stores: Sequence[Store], segments: Segments) -> None:
+        self._stores = stores
+        self._segments = segments
+        self._errors = (0,) * len(stores)
+        self._down = [False] * len(stores)
+
+    def __bool__(self) -> bool:
+        return bool(self._stores)
+
+    def look(self) -> None:
+        """Tell the segments which one does not answer, or answers again."""
+        for index, store in enumerate(self._stores):
+            down = bool(store.trouble())
+            if down != self._down[index]:
+                self._down[index] = down
+                self._segments.set_store_down(index, down)
+                self.wrote()
+
+    def wrote(self) -> None:
+        """Tell the log which one takes no more writes, or takes them again."""
+        errors = self._segments.store_errors()
+        for store, before, error in zip(self._stores, self._errors, errors, strict=True):
+            if error and not before:
+                log.error(
+                    "spill write failed spill=%s error=%r so='the other store is used'",
+                    store.place,
+                    os.strerror(error),
+                )
+            elif before and not error:
+                log.warning("spill store works again spill=%s", store.place)
+        self._errors = errors
+
+    def trouble(self) -> str:
+        """What is wrong with which one; empty where both work."""
+        return "; ".join(
+            store.trouble() or f"spill={store.place}: writing fails: {os.strerror(error)}"
+            for store, error in zip(self._stores, self._errors, strict=True)
+            if error or store.trouble()
+        )
+
+
 def _be_modest() -> None:
     """Give way to the guest's threads; a process that is nicer already stays as it is."""
     threads.call_me(threads.PACKER)
@@ -256,9 +311,12 @@ def _be_modest() -> None:
 
 
 class Movers:
-    """Runs the plan until cancelled.  `degraded` and `ram_blocked` tell what the host refuses right now."""
+    """Runs the plan until cancelled.  `degraded` and `ram_blocked` tell what the host refuses right now.
 
-    def __init__(self, moves: Moves, segments: Segments, kick_fd: int) -> None:
+    `stores` are the two that a disk with two has.
+    """
+
+    def __init__(self, moves: Moves, segments: Segments, kick_fd: int, stores: Sequence[Store] = ()) -> None:
         self._moves = moves
         self._segments = segments
         self._kick_fd = kick_fd
@@ -293,9 +351,15 @@ class Movers:
         self._looked_at = 0.0
         self._misses = 0
         self.degraded = False
-        self.trouble = ""  # why, in words
+        self._trouble = ""  # why, in words
+        self._stores = Stores(stores, segments)
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
+
+    @property
+    def trouble(self) -> str:
+        """Why the disk is degraded, in words; empty where it is not."""
+        return self._stores.trouble() if self._stores else self._trouble
 
     def prepare(self) -> None:
         """Have the first segments there before the first request comes; the loop does not run yet.
@@ -349,6 +413,7 @@ class Movers:
         if now < self._ask_host_at:
             return
         self._ask_host_at = now + ASK_HOST_SECONDS
+        self._stores.look()
         self._room = self._headroom.bytes()
         if self._room is not None:
             spare = (self._room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES
@@ -520,7 +585,11 @@ class Movers:
             self._discarding = False
 
     async def _store_failed(self, code: int) -> None:
-        self.trouble = f"writing to the spill store fails: {os.strerror(code)}"
+        if self._stores:
+            self._stores.wrote()
+            await asyncio.sleep(BACK_OFF_SECONDS)
+            return
+        self._trouble = f"writing to the spill store fails: {os.strerror(code)}"
         if not self.degraded:
             log.error(
                 "spill write failed error=%r so='segments stay in RAM and are tried again'", os.strerror(code)
@@ -529,9 +598,11 @@ class Movers:
         await asyncio.sleep(BACK_OFF_SECONDS)
 
     def _store_works(self) -> None:
-        if self.degraded:
+        if self._stores:
+            self._stores.wrote()
+        elif self.degraded:
             log.warning("spill store works again")
-            self.degraded, self.trouble = False, ""
+            self.degraded, self._trouble = False, ""
 
     async def _populate(self, count: int) -> None:
         try:

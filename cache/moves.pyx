@@ -49,6 +49,7 @@ from swaptide.cache.image cimport (
     NO_PAGE,
     STRIDE,
     chunk_open,
+    image_commit,
     image_discard,
     image_make,
     image_read,
@@ -60,13 +61,13 @@ from swaptide.cache.seal cimport seal_end, seal_init, sealer
 from swaptide.cache.segments cimport (
     COLD,
     NO_SEGMENT,
-    NO_SLOT,
     PACK,
     SOLID,
     STRONG_PACK,
     Segments,
     Waiter,
 )
+from swaptide.cache.slots cimport NO_SLOT
 from swaptide.cache.store cimport store_face
 from swaptide.cache.words cimport (
     CLEANED_DISK_SEGMENTS,
@@ -94,6 +95,11 @@ cdef enum:
     # left as it is.
     SAMPLE = 16
     SAMPLE_LEAST = 4
+
+# A segment that a spiller has written, and where.
+cdef struct Written:
+    uint32_t segment
+    uint32_t slot
 
 cdef struct Packing:
     packer by
@@ -155,7 +161,7 @@ cdef class Moves:
         asked for some at a time.
         """
         cdef int result = 0, done = 0, n = 0, last
-        cdef uint32_t written[COMMIT_BATCH]
+        cdef Written written[COMMIT_BATCH]
         cdef const store_face *store = &self.log.spill.store
         cdef uint64_t mark = 0
         with nogil:
@@ -166,7 +172,7 @@ cdef class Moves:
                 if result <= 0:
                     break
                 done += 1
-                if written[n] != NO_SEGMENT:
+                if written[n].segment != NO_SEGMENT:
                     n += 1
                 if store.commit == NULL or n == COMMIT_BATCH:
                     result = self._settle(written, n, mark, give_back)
@@ -181,13 +187,12 @@ cdef class Moves:
                     result = last
         return result if result < 0 else done
 
-    cdef int _spill(self, int worker, uint32_t *written) noexcept nogil:
+    cdef int _spill(self, int worker, Written *written) noexcept nogil:
         """Write one segment, which is `written` then and still claimed; NO_SEGMENT if it had died."""
         cdef char *image = self.memory + worker * SEGMENT_BYTES
         cdef uint32_t segment = self.segments.claim_for_disk()
-        cdef uint64_t place
         cdef int result
-        written[0] = NO_SEGMENT
+        written.segment = NO_SEGMENT
         if segment == NO_SEGMENT:
             return 0
         if self.segments.live_bytes(segment) == 0 or not self.segments.wait_unpinned(segment):
@@ -196,39 +201,55 @@ cdef class Moves:
         if not self.segments.begin_write(segment):
             self.segments.unclaim(segment)
             return 0
-        place = self.segments.place(segment)
+        written.slot = disk_of(self.segments.place(segment)) - 1
         point("spill: slot marked")
         result = image_make(image, &self.sealers[worker], self.log.content(segment), &self.log.spill,
-                            &self.log.map.segment_table[segment], disk_of(place) - 1)
+                            &self.log.map.segment_table[segment], written.slot)
         if result == 0:
-            result = image_write(image, &self.log.spill, disk_of(place) - 1)
+            result = image_write(image, &self.log.spill, written.slot)
         mortal("spill: written")
         if result != 0:
-            self.segments.end_write(segment, False)
+            self.segments.end_write(segment, result)
             self.segments.unclaim(segment)
             count64(&self.log.map.counters[SPILL_WRITE_ERRORS], 1)
             return result
-        written[0] = segment
+        written.segment = segment
         return 1
 
-    cdef int _settle(self, const uint32_t *written, int n, uint64_t mark, bint give_back) noexcept nogil:
-        """Have what was written kept by the store, and then be clean, or dropped.  0 or -errno: as it was."""
-        cdef const store_face *store = &self.log.spill.store
+    cdef int _settle(self, const Written *written, int n, uint64_t mark, bint give_back) noexcept nogil:
+        """Have what was written kept by the stores that have it, and then be clean, or dropped.
+
+        0 or -errno: of that store, whose part of it is as it was.
+        """
+        cdef int store, result = 0, failed
+        for store in range(self.segments.slots.stores):
+            failed = self._settle_in(store, written, n, mark, give_back)
+            if failed and (result == 0 or result == -EAGAIN):
+                result = failed
+        return result
+
+    cdef int _settle_in(self, int store, const Written *written, int n, uint64_t mark,
+                        bint give_back) noexcept nogil:
         cdef int i, result = 0
-        if store.commit != NULL:
-            result = store.commit(store.of, mark)
-        mortal("spill: committed")
+        cdef bint any = False
         for i in range(n):
-            self.segments.end_write(written[i], result == 0)
+            if self.segments.slots.store_of(written[i].slot) != store:
+                continue
+            if not any and self.log.spill.store.commit != NULL:
+                result = image_commit(&self.log.spill, mark, written[i].slot)
+            if not any:
+                mortal("spill: committed")
+            any = True
+            self.segments.end_write(written[i].segment, result)
             if result != 0:
-                self.segments.unclaim(written[i])
+                self.segments.unclaim(written[i].segment)
                 continue
             count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
             if give_back and self.segments.is_short():
-                self.segments.drop(written[i])
+                self.segments.drop(written[i].segment)
                 self.segments.punch(0)
             else:
-                self.segments.unclaim(written[i])
+                self.segments.unclaim(written[i].segment)
             if not give_back:
                 count64(&self.log.map.counters[WRITTEN_AHEAD_SEGMENTS], 1)
         if result != 0 and result != -EAGAIN:
@@ -236,14 +257,20 @@ cdef class Moves:
         return result
 
     def drop(self, int count):
-        """Give up the RAM of up to `count` clean segments, coldest first; returns how many."""
-        cdef int done = 0
+        """Give up the RAM of up to `count` clean segments, coldest first; returns how many.
+
+        What lies in a store that fails while another works is not given up, but is to be written there.
+        """
+        cdef int done = 0, kept = 0
         cdef uint32_t segment
         with nogil:
-            while done < count and not self.segments.is_frozen():
+            while done + kept < count and not self.segments.is_frozen():
                 segment = self.segments.claim_clean()
                 if segment == NO_SEGMENT:
                     break
+                if self.segments.keep(segment):
+                    kept += 1
+                    continue
                 self.segments.drop(segment)
                 done += 1
         count64(&self.log.map.counters[DROPPED_SEGMENTS], done)
@@ -285,6 +312,8 @@ cdef class Moves:
             self.segments.mark(segment, BAD_FLAG)
         elif result < 0 and result != -EAGAIN:
             self.segments.mark(segment, SUSPECT_FLAG)
+            if disk_of(place):
+                self.segments.cannot_read(disk_of(place) - 1)
         elif result >= 0:
             count64(&self.log.map.counters[CLEANED_SEGMENTS], 1)
             if not ram_of(place):

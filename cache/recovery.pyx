@@ -407,7 +407,6 @@ def _rebuild_free_lists(Segments segments):
         if disk_of(place):
             disk.add(disk_of(place) - 1)
     segments.used_ram = max(ram, default=-1) + 1
-    segments.used_disk = max(disk, default=-1) + 1
     segments.populated = len(ram)
     for slot in range(segments.used_ram):
         if slot not in ram:
@@ -417,7 +416,4 @@ def _rebuild_free_lists(Segments segments):
     # Above the mark: whatever a dead process had populated ahead.
     if segments.used_ram < segments.map.ram_slots:
         segments.map.slot_punch(segments.used_ram, segments.map.ram_slots - segments.used_ram)
-    for slot in range(segments.used_disk):
-        if slot not in disk:
-            segments.free_disk[segments.n_free_disk] = slot
-            segments.n_free_disk += 1
+    segments.slots.adopt(disk)

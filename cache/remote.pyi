@@ -3,18 +3,27 @@
 from typing import Self
 
 from swaptide.cache.link import Link
-from swaptide.cache.store import Store
+from swaptide.cache.traffic import Traffic
 
 CONNECTIONS: int
 
-class RemoteStore(Store):
+class RemoteStore(Traffic):
     def __new__(
-        cls, *, align: int, read_seconds: float, stall_seconds: float, drain_seconds: float, wary: bool
+        cls,
+        *,
+        align: int,
+        read_seconds: float,
+        stall_seconds: float,
+        drain_seconds: float,
+        wary: bool,
+        write_seconds: float = 0.0,
     ) -> Self: ...
     @property
     def connections(self) -> int: ...
     @property
     def unanswered(self) -> int: ...
+    @property
+    def overdue(self) -> bool: ...
     def fileno(self) -> int: ...
     def attach(self, index: int, link: Link) -> None: ...
     def serve(self) -> list[tuple[int, str]]: ...

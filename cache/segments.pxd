@@ -4,10 +4,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
+from swaptide.cache.slots cimport Slots
 
 cdef enum:
     NO_SEGMENT = 0xffffffff
-    NO_SLOT = 0xffffffff
 
 # Who appends to an open segment of its own.
 cdef enum:
@@ -43,6 +43,7 @@ cdef struct OpenSegment:
 
 cdef class Segments:
     cdef Mapping map
+    cdef Slots slots                # on disk
     cdef pthread_mutex_t lock
     cdef pthread_cond_t freed
     cdef int32_t frozen, changing   # whether nothing may change; requests that do
@@ -56,12 +57,8 @@ cdef class Segments:
     cdef uint32_t *free_ram
     cdef uint32_t *hole_ram
     cdef uint32_t *punch_ram
-    cdef uint32_t *free_disk
-    cdef uint32_t *blank_disk       # free, and forgotten by the store
-    cdef uint32_t n_free_ids, n_free_ram, n_hole_ram, n_punch_ram, n_free_disk
-    cdef uint32_t n_blank_disk
-    cdef uint32_t n_suspect_disk, failed_writes     # of the free ones; writes that failed so far
-    cdef uint32_t used_ids, used_ram, used_disk     # high-water marks: numbers never used lie above
+    cdef uint32_t n_free_ids, n_free_ram, n_hole_ram, n_punch_ram
+    cdef uint32_t used_ids, used_ram    # high-water marks: numbers never used lie above
     cdef uint32_t populated, populating, clean_segments, writing_segments
     cdef uint32_t dirty_segments[3]     # by class
     cdef uint32_t coldest[4]
@@ -100,7 +97,6 @@ cdef class Segments:
     cdef uint32_t limit(self) noexcept nogil
 
     cdef uint32_t claim_clean(self) noexcept nogil
-    cdef uint32_t _free_disk_slots(self) noexcept nogil
     cdef uint32_t claim_to_discard(self, uint32_t keep) noexcept nogil
     cdef void end_discard(self, uint32_t slot, bint ok) noexcept nogil
     cdef uint32_t claim_for_disk(self) noexcept nogil
@@ -112,7 +108,9 @@ cdef class Segments:
     cdef uint32_t _coldest_of(self, int kind, int state, uint16_t without) noexcept nogil
     cdef void unclaim(self, uint32_t segment) noexcept nogil
     cdef bint begin_write(self, uint32_t segment) noexcept nogil
-    cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil
+    cdef void end_write(self, uint32_t segment, int result) noexcept nogil
+    cdef bint keep(self, uint32_t segment) noexcept nogil
+    cdef void cannot_read(self, uint32_t slot) noexcept nogil
     cdef bint is_short(self) noexcept nogil
     cdef void drop(self, uint32_t segment) noexcept nogil
     cdef void mark(self, uint32_t segment, uint16_t flag) noexcept nogil
@@ -120,8 +118,6 @@ cdef class Segments:
     cdef int punch(self, uint32_t release) noexcept nogil
     cdef bint _take_due(self, uint32_t *slot, uint32_t *release) noexcept nogil
 
-    cdef uint32_t _take_disk(self) noexcept nogil
-    cdef void _suspect_disk(self, uint32_t slot) noexcept nogil
     cdef int _enter_frozen(self, Waiter *waiter) noexcept nogil
     cdef int _await_thaw(self, Waiter *waiter) noexcept nogil
     cdef int _wait(self, Waiter *waiter, bint changing) noexcept nogil

@@ -74,6 +74,7 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from swaptide.cache.slots cimport NO_SLOT, Slots
 from swaptide.cache.words cimport FROZEN_WAITS, LOG_CLOCK, STALLS, WRITE_CLOCK
 
 cdef enum:
@@ -107,6 +108,7 @@ cdef class Segments:
         cdef pthread_condattr_t attr
         cdef int i
         self.map = map
+        self.slots = Slots(map.disk_slots, map.first_slots)
         self.kick_fd = kick_fd
         # Zeroed lazily by the kernel: what is never used costs nothing.
         self.live = <int64_t *> calloc(n, 8)
@@ -119,12 +121,9 @@ cdef class Segments:
         self.free_ram = <uint32_t *> calloc(map.ram_slots, 4)
         self.hole_ram = <uint32_t *> calloc(map.ram_slots, 4)
         self.punch_ram = <uint32_t *> calloc(map.ram_slots, 4)
-        self.free_disk = <uint32_t *> calloc(map.disk_slots, 4)
-        self.blank_disk = <uint32_t *> calloc(map.disk_slots, 4)
         if (self.live == NULL or self.pins == NULL or self.disk_pins == NULL or self.claimed == NULL
                 or self.newer == NULL or self.older == NULL or self.free_ids == NULL or self.free_ram == NULL
-                or self.hole_ram == NULL or self.punch_ram == NULL or self.free_disk == NULL
-                or self.blank_disk == NULL):
+                or self.hole_ram == NULL or self.punch_ram == NULL):
             raise MemoryError()
         for i in range(LISTS):
             self.coldest[i] = self.youngest[i] = NO_SEGMENT
@@ -150,8 +149,6 @@ cdef class Segments:
         free(self.free_ram)
         free(self.hole_ram)
         free(self.punch_ram)
-        free(self.free_disk)
-        free(self.blank_disk)
         pthread_cond_destroy(&self.freed)
         pthread_mutex_destroy(&self.lock)
 
@@ -530,8 +527,7 @@ cdef class Segments:
         if ram_of(place):
             self._free_slot(ram_of(place) - 1)
         if disk_of(place):
-            self.free_disk[self.n_free_disk] = disk_of(place) - 1
-            self.n_free_disk += 1
+            self.slots.give(disk_of(place) - 1)
         self.free_ids[self.n_free_ids] = segment
         self.n_free_ids += 1
 
@@ -711,10 +707,13 @@ cdef class Segments:
         return best
 
     cdef bint _is_cleanable(self, uint32_t segment, bint on_disk) noexcept nogil:
-        cdef int state = state_of(self.place(segment))
+        cdef uint64_t place = self.place(segment)
+        cdef int state = state_of(place)
         if self.claimed[segment] or self.map.segment_table[segment].flags & (BAD_FLAG | SUSPECT_FLAG):
             return False
-        return state == CLEAN or state == (DISK if on_disk else DIRTY)
+        if state == DISK:
+            return on_disk and not self.slots.is_out_of_reach(disk_of(place) - 1)
+        return state == CLEAN or (state == DIRTY and not on_disk)
 
     cdef void unclaim(self, uint32_t segment) noexcept nogil:
         pthread_mutex_lock(&self.lock)
@@ -723,24 +722,18 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
 
     cdef bint _may_take_disk(self, uint32_t segment) noexcept nogil:
-        cdef uint32_t free_slots = self._free_disk_slots()
-        if self.map.segment_table[segment].flags & COLD_FLAG:
-            return free_slots > 0
-        return free_slots > CLEANER_DISK_SLOTS
-
-    cdef uint32_t _free_disk_slots(self) noexcept nogil:
-        return self.n_free_disk + self.n_blank_disk + self.map.disk_slots - self.used_disk
+        cdef uint32_t free_slots = self.slots.usable()
+        if free_slots > (0 if self.map.segment_table[segment].flags & COLD_FLAG else CLEANER_DISK_SLOTS):
+            return True
+        return self.slots.is_retry_due()
 
     cdef uint32_t claim_to_discard(self, uint32_t keep) noexcept nogil:
         """Take a free disk slot that the store may forget, one that has been free for long, while there are
         more than `keep` of these and plenty in all; NO_SLOT where not."""
         cdef uint32_t slot = NO_SLOT
         pthread_mutex_lock(&self.lock)
-        if (self.n_free_disk > self.n_suspect_disk + keep
-                and self._free_disk_slots() > 4 * CLEANER_DISK_SLOTS):
-            slot = self.free_disk[self.n_suspect_disk]
-            self.n_free_disk -= 1
-            self.free_disk[self.n_suspect_disk] = self.free_disk[self.n_free_disk]
+        if self.slots.usable() > 4 * CLEANER_DISK_SLOTS:
+            slot = self.slots.take_spent(keep)
         pthread_mutex_unlock(&self.lock)
         return slot
 
@@ -748,11 +741,9 @@ cdef class Segments:
         """Give such a slot back, as one that the store has forgotten or as it was."""
         pthread_mutex_lock(&self.lock)
         if ok:
-            self.blank_disk[self.n_blank_disk] = slot
-            self.n_blank_disk += 1
+            self.slots.give_blank(slot)
         else:
-            self.free_disk[self.n_free_disk] = slot
-            self.n_free_disk += 1
+            self.slots.give(slot)
         pthread_mutex_unlock(&self.lock)
 
     cdef bint begin_write(self, uint32_t segment) noexcept nogil:
@@ -765,7 +756,7 @@ cdef class Segments:
         pthread_mutex_lock(&self.lock)
         may = self._may_take_disk(segment)
         if may:
-            slot = self._take_disk()
+            slot = self.slots.take()
             # Never the same twice, not for another segment and not after a restart: stored before it is used.
             self.write_clock += 1
             store64(&self.map.counters[WRITE_CLOCK], self.write_clock)
@@ -777,50 +768,48 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
         return may
 
-    cdef uint32_t _take_disk(self) noexcept nogil:
-        """Take a disk slot that nothing lies in: one that could not be written last time comes last.
-
-        There is one.  Where only such are left they are tried one after the other: some may be good again.
-        """
-        cdef uint32_t slot, at
-        if self.n_free_disk > self.n_suspect_disk:
-            at = self.n_free_disk - 1
-        elif self.n_blank_disk:
-            self.n_blank_disk -= 1
-            return self.blank_disk[self.n_blank_disk]
-        elif self.used_disk < self.map.disk_slots:
-            slot = self.used_disk
-            self.used_disk += 1
-            return slot
-        else:
-            at = self.failed_writes % self.n_free_disk
-            self.n_suspect_disk -= 1
-        slot = self.free_disk[at]
-        self.n_free_disk -= 1
-        self.free_disk[at] = self.free_disk[self.n_free_disk]
-        return slot
-
-    cdef void _suspect_disk(self, uint32_t slot) noexcept nogil:
-        """Free a disk slot that could not be written: suspects lie at the bottom of the stack."""
-        self.free_disk[self.n_free_disk] = self.free_disk[self.n_suspect_disk]
-        self.free_disk[self.n_suspect_disk] = slot
-        self.n_suspect_disk += 1
-        self.n_free_disk += 1
-        self.failed_writes += 1
-
-    cdef void end_write(self, uint32_t segment, bint ok) noexcept nogil:
-        """A write ended: its segment is CLEAN, or DIRTY again and its disk slot free; claimed still."""
+    cdef void end_write(self, uint32_t segment, int result) noexcept nogil:
+        """A write ended, with 0 or -errno: its segment is CLEAN, or DIRTY again with its slot free; it is
+        claimed still."""
         cdef uint64_t place
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
         mortal("end write: outcome known")
-        if ok:
+        if result == 0:
             self._unlink(segment)
             self.set_place(segment, place_of(CLEAN, ram_of(place), disk_of(place)))
             self._link(segment)
+            self.slots.worked(disk_of(place) - 1)
         else:
             self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
-            self._suspect_disk(disk_of(place) - 1)
+            self.slots.give_failed(disk_of(place) - 1, -result)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef bint keep(self, uint32_t segment) noexcept nogil:
+        """Whether a claimed CLEAN segment is not to be dropped, since its store fails and the other one takes
+        it: then it is DIRTY again, and not claimed any more.
+
+        Nobody reads it from disk: that is for segments that are there alone, which never are CLEAN again.
+        """
+        cdef uint64_t place
+        cdef bint kept
+        pthread_mutex_lock(&self.lock)
+        place = self.map.segment_table[segment].place
+        kept = self.slots.has_refuge(self.slots.store_of(disk_of(place) - 1), CLEANER_DISK_SLOTS)
+        if kept:
+            self._unlink(segment)
+            self.set_place(segment, place_of(DIRTY, ram_of(place), 0))
+            self._link(segment)
+            self.slots.give(disk_of(place) - 1)
+            self.claimed[segment] = 0
+            self._reap(segment)
+        pthread_mutex_unlock(&self.lock)
+        return kept
+
+    cdef void cannot_read(self, uint32_t slot) noexcept nogil:
+        """A disk slot could not be read: of two stores nothing is cleaned on that one for a while."""
+        pthread_mutex_lock(&self.lock)
+        self.slots.not_readable(slot)
         pthread_mutex_unlock(&self.lock)
 
     cdef bint is_short(self) noexcept nogil:
@@ -1049,7 +1038,7 @@ cdef class Segments:
         numbers[4] = self.dirty_segments[RAW] + self.dirty_segments[PACKED] + self.dirty_segments[STIFF]
         numbers[5] = self.writing_segments
         numbers[6] = self.clean_segments
-        numbers[7] = self._free_disk_slots()
+        numbers[7] = self.slots.usable()
         numbers[8] = self.map.disk_slots
         numbers[9] = self.waiting
         numbers[10] = self.cleaner_waits
@@ -1065,7 +1054,21 @@ cdef class Segments:
 
     def spent_slots(self):
         """Free disk slots that the store still keeps the contents of.  A look without the lock."""
-        return self.n_free_disk - min(self.n_suspect_disk, self.n_free_disk)
+        return self.slots.spent()
+
+    def disk_use(self):
+        """Disk slots in use, in each store.  A look without the lock."""
+        return self.slots.used()
+
+    def store_errors(self):
+        """Why each store takes no writes, an errno; 0 where it does.  A look without the lock."""
+        return self.slots.errors()
+
+    def set_store_down(self, int store, bint down):
+        """Say that a store of two is known not to answer, or answers again."""
+        pthread_mutex_lock(&self.lock)
+        self.slots.set_down(store, down)
+        pthread_mutex_unlock(&self.lock)
 
     def emptiest_in_ram(self):
         """Weight of the emptiest sealed segment in RAM, or of a full one.  A look without the lock."""

@@ -23,7 +23,7 @@ from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 log = logging.getLogger(__name__)
 
 MAGIC = b"tidespil"
-_HEADER = struct.Struct("<8sQ16s40s1024s")
+_HEADER = struct.Struct("<8sQ16s40s1024sI")
 _BLANK_PROBE_BYTES = 1 << 20
 DEFAULT_DIRECTORY = pathlib.Path("/var/tmp")
 # statx(2), Linux 6.1
@@ -35,11 +35,15 @@ _STATX_DIO_MEMORY_ALIGN = 152  # where it lies
 
 @dataclasses.dataclass(frozen=True)
 class SpillHeader:
-    """Whose a spill file is.  `state_path` is empty for a disk whose state file has no name."""
+    """Whose a spill file is.  `state_path` is empty for a disk whose state file has no name.
+
+    `part` is 1 or 2 for the first and the second of a disk's two stores, 0 for the only one.
+    """
 
     disk_id: str
     state_path: str
     boot_id: str
+    part: int = 0
 
 
 @dataclasses.dataclass
@@ -57,6 +61,11 @@ class SpillFile:
 
     def __post_init__(self) -> None:
         self.store = store.FileStore(self.fd, self.align, self.direct)
+
+    @property
+    def place(self) -> str:
+        """Which one it is, for people."""
+        return str(self.path)
 
     def start(self, *, may_die: bool) -> None:
         """Nothing to start: whoever reads or writes does it."""
@@ -91,9 +100,15 @@ def read_header(path: pathlib.Path) -> SpillHeader | None:
 
 
 def create(
-    path: pathlib.Path | None, shape: geometry.Geometry, disk_id: str, state_path: str, *, force: bool
+    path: pathlib.Path | None,
+    shape: geometry.Geometry,
+    disk_id: str,
+    state_path: str,
+    *,
+    force: bool,
+    part: int = 0,
 ) -> SpillFile:
-    """Claim `path` (or an unnamed file) and reserve all that a disk of this shape can ever need.
+    """Claim `path` (or an unnamed file) and reserve all that a disk of this shape can ever need there.
 
     Raises UsageError where the path holds something that is not ours to overwrite, BusyError where a
     disk uses it, SetupError where it cannot be made or the space is lacking; nothing is left behind.
@@ -103,7 +118,7 @@ def create(
         if not made and path is not None:
             _check_ours(fd, path, disk_id, force)
         _reserve(fd, shape.spill_bytes, path)
-        os.pwrite(fd, pack(SpillHeader(disk_id, state_path, boot_id())), 0)
+        os.pwrite(fd, pack(SpillHeader(disk_id, state_path, boot_id(), part)), 0)
         return SpillFile(fd, *_go_direct(fd, path), path, shape.spill_bytes)
     except BaseException:
         os.close(fd)
@@ -112,7 +127,7 @@ def create(
         raise
 
 
-def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillFile:
+def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str, *, part: int = 0) -> SpillFile:
     """Open the spill file of an existing disk.  Raises SetupError where it is gone or another's."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | _exclusive(path))
@@ -125,6 +140,7 @@ def reopen(path: pathlib.Path, shape: geometry.Geometry, disk_id: str) -> SpillF
     try:
         _lock(fd, path)
         header = check_owned(fd, path, disk_id)
+        check_part(str(path), header, part)
         if header.boot_id != boot_id():
             # A state file on a real file system: what of it reached that disk nobody knows.
             raise SetupError(
@@ -151,6 +167,17 @@ def check_owned(fd: int, path: pathlib.Path, disk_id: str) -> SpillHeader:
     if header is None or header.disk_id != disk_id:
         raise SetupError(f"spill={path}: not the spill file of this disk ({disk_id}); put it back")
     return header
+
+
+def check_part(place: str, header: SpillHeader, part: int) -> None:
+    """Raises SetupError if a disk's store is not the one, of its one or two, that it was named as."""
+    if header.part != part:
+        named = ("the only", "the first", "the second")
+        is_part = named[header.part] if header.part < len(named) else "an unknown"
+        raise SetupError(
+            f"spill={place}: {is_part} store of this disk, named as {named[part]} one;"
+            " name them as when it was made"
+        )
 
 
 def release(path: pathlib.Path, disk_id: str) -> None:
@@ -238,11 +265,12 @@ def parse(raw: bytes) -> SpillHeader | None:
     """The header that a spill file or export begins with; None where it is none of ours."""
     if len(raw) < _HEADER.size or not raw.startswith(MAGIC):
         return None
-    _, _, disk_id, boot, state_path = _HEADER.unpack_from(raw)
+    _, _, disk_id, boot, state_path, part = _HEADER.unpack_from(raw)
     return SpillHeader(
         str(uuid.UUID(bytes=disk_id)),
         os.fsdecode(state_path.rstrip(b"\0")),
         boot.rstrip(b"\0").decode("ascii", "replace"),
+        part,
     )
 
 
@@ -254,6 +282,7 @@ def pack(header: SpillHeader) -> bytes:
         uuid.UUID(header.disk_id).bytes,
         header.boot_id.encode(),
         os.fsencode(header.state_path),
+        header.part,
     )
     return raw.ljust(geometry.PAGE_BYTES, b"\0")
 

@@ -78,14 +78,23 @@ class StateFile:
 
 
 def create(
-    path: pathlib.Path | None, size_bytes: int, name: str, limits: face.Limits, *, encrypted: bool
+    path: pathlib.Path | None,
+    size_bytes: int,
+    name: str,
+    limits: face.Limits,
+    *,
+    encrypted: bool,
+    slots: tuple[int, int] | None = None,
 ) -> StateFile:
-    """Make a state file for a new disk.  Raises SetupError if the host refuses, UsageError for a bad size."""
+    """Make a state file for a new disk.  Raises SetupError if the host refuses, UsageError for a bad size.
+
+    `slots` as of face.Identity.
+    """
     try:
-        shape = geometry.of_size(size_bytes)
+        shape = geometry.of_size(size_bytes, slots)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    identity = face.Identity(str(uuid.uuid4()), name, size_bytes, encrypted)
+    identity = face.Identity(str(uuid.uuid4()), name, size_bytes, encrypted, slots)
     if path is None:
         return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, None, identity, shape, limits)
     draft = path.with_name(f".{path.name}.{identity.disk_id}.new")
@@ -135,7 +144,7 @@ def _identify(fd: int, path: pathlib.Path) -> tuple[face.Identity, geometry.Geom
     known, check = raw[: layout.IDENTITY.size], raw[layout.IDENTITY.size :]
     try:
         if check == _check_of(known):
-            return identity, geometry.of_size(identity.size_bytes)
+            return identity, geometry.of_size(identity.size_bytes, identity.slots)
     except ValueError:
         pass
     raise StateError(f"state={path}: damaged: its first page is not as it was written")
@@ -170,7 +179,7 @@ def _fill(
         identity.size_bytes,
         uuid.UUID(identity.disk_id).bytes,
         identity.name.encode(),
-        layout.ENCRYPTED_FLAG if identity.encrypted else 0,
+        layout.flags_of(identity.encrypted, identity.slots),
     )
     mapping.write_identity(known + _check_of(known))
     return StateFile(fd, path, identity, shape, mapping, draft, True)

@@ -11,9 +11,9 @@ ctypedef int (*store_read_t)(void *of, char *buffer, size_t length, uint64_t at)
 ctypedef int (*store_write_t)(void *of, const char *data, size_t length, uint64_t at) noexcept nogil
 # Of now: what `commit` is given for writes that began after it.
 ctypedef uint64_t (*store_mark_t)(void *of) noexcept nogil
-# Have all that was written since the mark be as safe as the store can make it.  -EAGAIN: it may be lost,
-# though nothing failed; write it anew.
-ctypedef int (*store_commit_t)(void *of, uint64_t mark) noexcept nogil
+# Have all that was written since the mark be as safe as the store can make it; of a store that is two, all in
+# the one that has the offset `at`.  -EAGAIN: it may be lost, though nothing failed; write it anew.
+ctypedef int (*store_commit_t)(void *of, uint64_t mark, uint64_t at) noexcept nogil
 # Nothing there matters any more.
 ctypedef int (*store_discard_t)(void *of, uint64_t length, uint64_t at) noexcept nogil
 

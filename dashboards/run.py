@@ -9,7 +9,6 @@ import pathlib
 import signal
 import sys
 import tempfile
-import urllib.request
 from typing import Final, NoReturn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -53,7 +52,7 @@ def _check(metrics: str, listen: str) -> None:
     """Raises PrometheusError if there is no daemon to show, or no place for it."""
     url = f"http://{metrics}/metrics"
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with prometheus.DIRECT.open(url, timeout=20) as answer:
             ours = b"swaptide_build_info" in answer.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -3,6 +3,7 @@
 Errors are one line on stderr: exit status 1, or 2 for a command line that makes no sense.
 """
 
+import os
 import pathlib
 import sys
 from typing import NoReturn
@@ -68,7 +69,7 @@ def serve(
     except (SwaptideError, OSError) as error:
         if not logs.is_for_programs(chosen.log_format):
             raise
-        logs.ended_by(error)
+        logs.ended_by(_one_line(error))
         sys.exit(1)
 
 
@@ -124,7 +125,13 @@ def _end_of_usage(error: click.UsageError) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        names = (error.filename, error.filename2)
+        text = f"{' -> '.join(os.fsdecode(name) for name in names if name is not None)}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
     return " ".join(text.split())
 
 

@@ -18,11 +18,15 @@ _CLEAN_AHEAD_HELP = "Share of its RAM that is kept on disk as well, so that it c
 
 
 def _spill(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    from swaptide.cache import uris
+    from swaptide.cache import places
 
-    if value is None or uris.is_uri(value):
-        return value  # the daemon checks it
-    return str(common.absolute(ctx, param, value))
+    if value is None:
+        return None
+    try:
+        # The daemon checks the rest.
+        return places.absolute(value, lambda path: str(common.absolute(ctx, param, path)))
+    except SwaptideError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
 
 
 class _Percent(click.IntRange):
@@ -59,8 +63,9 @@ def disk() -> None:
 @click.option(
     "--spill",
     callback=_spill,
-    metavar="PATH|URI",
-    help="File, block device or NBD export (nbd://host/export) that its cold data goes to.",
+    metavar="PATH|URI[,PATH|URI]",
+    help="File, block device or NBD export (nbd://host/export) that its cold data goes to; a second one"
+    " is used when the first is full or fails: `/spill/g1,size=20G,nbd://host/export`.",
 )
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
 @click.option("--compress", type=_COMPRESS, default="lz4", show_default=True, help=_COMPRESS_HELP)

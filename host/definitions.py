@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from swaptide.cache import detached, uris
+from swaptide.cache import detached, places, uris
 from swaptide.cache.errors import SetupError, UsageError
 
 log = logging.getLogger(__name__)
@@ -76,11 +76,11 @@ def check_label(label: str) -> None:
 
 
 def check_spill(path: str) -> None:
-    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, or is an NBD URI."""
-    if uris.is_uri(path):
-        uris.parse(path)
-    elif not os.path.isabs(path) or "\0" in path:
-        raise UsageError(f"spill path {path!r} is not allowed: give an absolute path")
+    """Raises UsageError unless `path` can be a spill path, absolute and without NUL, an NBD URI, or two."""
+    for each in places.each(path):
+        if not uris.is_uri(each) and not os.path.isabs(each):
+            raise UsageError(f"spill path {each!r} is not allowed: give an absolute path")
+    places.parse(path)
 
 
 class Files:

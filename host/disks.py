@@ -312,7 +312,7 @@ class Disks:
             plain = for_good and not keeper.definition.encrypt
             needed = geometry.of_size(keeper.definition.size_bytes).spill_bytes if plain else 0
             place = keeper.definition.spill_path
-            left.append(await spills.release(place, disk_id, plain_bytes=needed, told=told))
+            left += await spills.release(place, disk_id, plain_bytes=needed, told=told)
         return [each for each in left if each is not None]
 
     @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Estate:
         self.user = servants.user
         self._servants = servants
         self._claimant = definition_path
-        self._loan: isolation.Loan | None = None  # for a disk that is yet to be made
+        self._loans: list[isolation.Loan] = []  # for a disk that is yet to be made
 
     async def find_user(self, disk: definitions.Definition, *, fresh: bool) -> int | None:
         """Settle who is to serve `disk`; returns the number that is its own now, if any.
@@ -85,19 +85,20 @@ class Estate:
         disk_id = None if fresh else await self._give_state(disk)
         if self.user is None or (disk_id is None and not fresh):
             return
-        loan = await spills.lend(disk.spill_path, self.user, disk_id=disk_id, force=force)
+        loans = await spills.lend(disk.spill_path, self.user, disk_id=disk_id, force=force)
         if fresh:
-            self._loan = loan
+            self._loans = loans
 
     def settle(self) -> None:
         """The disk is made: its spill file stays what it is."""
-        self._loan = None
+        self._loans = []
 
     async def take_back(self, disk: definitions.Definition) -> None:
         """Undo what was done to the spill path of a disk which never came to be."""
-        loan, self._loan = self._loan, None
-        if loan is not None and not pathlib.Path(disk.state_path).exists():
-            await spills.take_back(loan)
+        loans, self._loans = self._loans, []
+        if not pathlib.Path(disk.state_path).exists():
+            for loan in loans:
+                await spills.take_back(loan)
 
     async def erase_key(self, disk_id: str, *more: int | None) -> str | None:
         """Forget the key of a disk, also in the keyrings of `more` users; returns the trouble, if any."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from swaptide.cache import face, uris
+from swaptide.cache import face, places
 from swaptide.cache.errors import BusyError, SetupError
 from swaptide.host import supervisor
 
@@ -59,6 +59,6 @@ def _late(keeper: supervisor.Keeper, frozen: bool, limit_seconds: float) -> str:
         return f"disk {disk.name} was told to go on, but does not answer within {limit_seconds:.0f} s"
     return (
         f"disk {disk.name} takes no more writes, but what was under way has not ended within"
-        f" {limit_seconds:.0f} s; is its store {uris.show(disk.spill_path)} alive? It stands still from"
+        f" {limit_seconds:.0f} s; is its store {places.show(disk.spill_path)} alive? It stands still from"
         f" when that ends; `swaptide disk thaw {disk.name}` undoes it"
     )

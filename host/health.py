@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from swaptide.balloon import complaints
-from swaptide.cache import face, layout
+from swaptide.cache import face, layout, places
 from swaptide.cache.errors import StateError
 from swaptide.host import supervisor
 
@@ -90,7 +90,7 @@ class Health:
         if disk is None or disk.disk_id != state.identity.disk_id:
             disk = self._known[name] = _Disk(state.identity.disk_id, counters["spill_read_errors"])
         if (passed := disk.turned("degraded", counters["degraded"] != 0, now)) is not None:
-            _tell_degraded(keeper, counters, passed, begins="degraded" in disk.since)
+            _tell_degraded(keeper, state, counters, passed, begins="degraded" in disk.since)
         if counters["spill_read_errors"] != disk.read_errors:
             disk.read_errors, disk.failed_at = counters["spill_read_errors"], now
         failing = disk.failed_at is not None and now - disk.failed_at < QUIET_SECONDS
@@ -103,19 +103,33 @@ class Health:
 
 
 def _tell_degraded(
-    keeper: supervisor.Keeper, counters: Mapping[str, int], passed: float, *, begins: bool
+    keeper: supervisor.Keeper,
+    state: face.StateFace,
+    counters: Mapping[str, int],
+    passed: float,
+    *,
+    begins: bool,
 ) -> None:
     disk = keeper.definition
     if begins:
         log.warning(
             "disk degraded name=%s error=%r write_errors=%d log=%s",
             disk.name,
-            f"its store {disk.spill_path} takes no writes",
+            _cause(disk.spill_path, state.trouble()),
             counters["spill_write_errors"],
             keeper.log_path,
         )
     else:
         log.info("disk works again name=%s after_seconds=%.1f", disk.name, passed)
+
+
+def _cause(spill_path: str, trouble: str) -> str:
+    """Which store takes no writes, and why, as far as the disk's process says."""
+    place = places.show(spill_path)
+    if not trouble:
+        return f"its store {place} takes no writes"
+    named = any(places.show(each) in trouble for each in places.each(spill_path))
+    return trouble if named else f"its store {place}: {trouble}"
 
 
 def _tell_unreadable(
@@ -126,7 +140,7 @@ def _tell_unreadable(
         log.warning(
             "disk cannot read what it spilled name=%s error=%r read_errors=%d log=%s",
             disk.name,
-            f"its store {disk.spill_path} fails, or holds what is not the disk's",
+            f"its store {places.show(disk.spill_path)} fails, or holds what is not the disk's",
             counters["spill_read_errors"],
             keeper.log_path,
         )

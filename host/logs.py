@@ -4,7 +4,6 @@ import logging
 import sys
 
 from swaptide.cache import logs
-from swaptide.cache.errors import SwaptideError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +20,6 @@ def is_for_programs(form: logs.Form) -> bool:
     return form is logs.Form.JSON or logs.is_journal(sys.stderr)
 
 
-def ended_by(error: SwaptideError | OSError) -> None:
+def ended_by(error: str) -> None:
     """Say why the daemon ended."""
-    log.critical("daemon ended error=%r", str(error))
+    log.critical("daemon ended error=%r", error)

@@ -5,10 +5,11 @@ import contextlib
 import os
 import pathlib
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from swaptide.balloon import limits
-from swaptide.cache import detached, face, geometry
+from swaptide.cache import detached, face, geometry, places
 from swaptide.cache.errors import BusyError, StateError, UsageError
 from swaptide.host import (
     config,
@@ -84,14 +85,14 @@ async def until_started(keeper: supervisor.Keeper, told: steps.Steps) -> None:
     Raises as Keeper.started.
     """
     disk = keeper.definition
-    spill, needed = pathlib.Path(disk.spill_path), geometry.of_size(disk.size_bytes).spill_bytes
+    spills, needed = _files_of(disk)
     told.at("starting its process")
     started = asyncio.ensure_future(keeper.started())
     answers = True
     try:
         while not (await asyncio.wait([started], timeout=steps.TELL_SECONDS))[0]:
             try:
-                done = await detached.call(lambda: _allocated_bytes(spill), _LOOK_SECONDS) if answers else 0
+                done = await detached.call(lambda: _allocated_bytes(spills), _LOOK_SECONDS) if answers else 0
             except FileNotFoundError:
                 done = 0
             except (OSError, TimeoutError):
@@ -105,10 +106,19 @@ async def until_started(keeper: supervisor.Keeper, told: steps.Steps) -> None:
         started.cancel()
 
 
-def _allocated_bytes(spill: pathlib.Path) -> int:
-    """Disk space that a file has; a device has all of its own, and says 0."""
-    found = spill.stat()
-    return found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0
+def _files_of(disk: definitions.Definition) -> tuple[list[pathlib.Path], int]:
+    """The paths that the disk spills to, and what the files among them will have, in bytes."""
+    spill, all_bytes = places.parse(disk.spill_path), geometry.of_size(disk.size_bytes).spill_bytes
+    parts = (spill.first, spill.second) if isinstance(spill, places.Pair) else (places.Part(spill),)
+    files = [(part.place, part.size_bytes or all_bytes) for part in parts]
+    paths = [(place, nbytes) for place, nbytes in files if isinstance(place, pathlib.Path)]
+    return [place for place, _ in paths], sum(nbytes for _, nbytes in paths)
+
+
+def _allocated_bytes(spills: Sequence[pathlib.Path]) -> int:
+    """Disk space that files have; a device has all of its own, and says 0.  Raises OSError."""
+    found = [spill.stat() for spill in spills if spill.exists()]
+    return sum(each.st_blocks * 512 for each in found if stat.S_ISREG(each.st_mode))
 
 
 def owner_of(path: pathlib.Path) -> int:

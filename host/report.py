@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from swaptide.cache import face, geometry, histogram, layout, uris
+from swaptide.cache import face, geometry, histogram, layout, places
 from swaptide.cache.errors import StateError
 from swaptide.host import isolation, process, supervisor
 
@@ -83,7 +83,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "encrypt": disk.encrypt,
         "swap_label": disk.swap_label,
         "socket_owner": disk.socket_owner,
-        "spill": uris.show(disk.spill_path),
+        "spill": places.show(disk.spill_path),
         "state_file": disk.state_path,
         "log": str(keeper.log_path),
         "error": keeper.error or None,

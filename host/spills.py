@@ -9,7 +9,7 @@ import pathlib
 import stat
 import threading
 
-from swaptide.cache import detached, exports, geometry, spillfile, uris
+from swaptide.cache import detached, exports, geometry, places, spillfile, uris
 from swaptide.cache.errors import SetupError, SwaptideError
 from swaptide.host import isolation, steps, zeros
 
@@ -25,16 +25,27 @@ _STEP_SECONDS = 15.0
 _TELL_SECONDS = 10.0
 
 
-async def lend(
-    place: str, user: isolation.User, *, disk_id: str | None, force: bool
-) -> isolation.Loan | None:
-    """As isolation.lend_spill, within a time limit; an NBD export has nothing that could be lent.
+async def lend(spill: str, user: isolation.User, *, disk_id: str | None, force: bool) -> list[isolation.Loan]:
+    """As isolation.lend_spill for each store, within a time limit; an NBD export has nothing to be lent.
 
-    Raises SwaptideError.
+    Raises SwaptideError; then nothing is lent.
     """
-    if uris.is_uri(place):
-        return None
-    path = pathlib.Path(place)
+    loans: list[isolation.Loan] = []
+    try:
+        for place in places.each(spill):
+            if not uris.is_uri(place):
+                loans.append(await _lend(pathlib.Path(place), user, disk_id=disk_id, force=force))
+    except BaseException:
+        if disk_id is None:
+            for loan in loans:
+                await take_back(loan)
+        raise
+    return loans
+
+
+async def _lend(
+    path: pathlib.Path, user: isolation.User, *, disk_id: str | None, force: bool
+) -> isolation.Loan:
     abandoned = threading.Event()
 
     def body() -> isolation.Loan:
@@ -62,13 +73,20 @@ async def take_back(loan: isolation.Loan) -> None:
 
 
 async def release(
-    place: str, disk_id: str, *, plain_bytes: int = 0, told: steps.Steps | None = None
-) -> str | None:
-    """Erase the spill of `disk_id` at `place`; returns the trouble, if any.  A dead store is left behind.
+    spill: str, disk_id: str, *, plain_bytes: int = 0, told: steps.Steps | None = None
+) -> list[str]:
+    """Erase the spill of `disk_id`, in each store; returns the trouble, if any.  A dead store is left behind.
 
     `plain_bytes` are how much of it is not encrypted: a device or an export is not let go before they are
     zeros, however long that takes, as long as it goes on; `told` hears of that.
     """
+    found = [
+        await _release_one(place, disk_id, plain_bytes, told or steps.Steps()) for place in places.each(spill)
+    ]
+    return [each for each in found if each is not None]
+
+
+async def _release_one(place: str, disk_id: str, plain_bytes: int, told: steps.Steps) -> str | None:
     progress = zeros.Progress()
     shown = uris.show(place)
     uri = uris.parse(place) if uris.is_uri(place) else None
@@ -83,7 +101,7 @@ async def release(
     first_seconds = LIMIT_SECONDS if uri is None else SERVER_SECONDS
     work = asyncio.create_task(detached.call(body, None), name=f"release {shown}")
     try:
-        await _while_it_goes_on(work, progress, shown, first_seconds, told or steps.Steps())
+        await _while_it_goes_on(work, progress, shown, first_seconds, told)
         work.result()
     except TimeoutError:
         why = "its store does not answer" if uri is None else "its server does not answer; its header stays"

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from swaptide.cache import face, uris
+from swaptide.cache import face, places
 from swaptide.cache.errors import BusyError, SetupError, StateError, SwaptideError
 from swaptide.host import (
     config,
@@ -110,7 +110,7 @@ class Keeper:
         except TimeoutError:
             raise SetupError(
                 f"disk {self.definition.name} does not start within {START_SECONDS:.0f} s;"
-                f" is its store {uris.show(self.definition.spill_path)} alive?"
+                f" is its store {places.show(self.definition.spill_path)} alive?"
             ) from None
         if not self.serves:
             raise SetupError(self.error or f"disk {self.definition.name} was stopped")
@@ -128,7 +128,7 @@ class Keeper:
         self.settled.clear()
         begun = time.monotonic()
         if not await live.end():
-            place = uris.show(self.definition.spill_path)
+            place = places.show(self.definition.spill_path)
             raise SetupError(f"process {live.pid} does not end; is its store {place} alive?")
         await self.started()
         return time.monotonic() - begun
@@ -405,6 +405,7 @@ def fresh_paths(
     """
     spill = definition.spill_path
     if not definition.spill_chosen:
-        spill = str(chosen.spill_dir / f"{definition.name}-{secrets.token_hex(4)}.spill")
+        made = chosen.spill_dir / f"{definition.name}-{secrets.token_hex(4)}.spill"
+        spill = places.quote(str(made))
     state = str(memory.state_path(memory_dir, definition.name, apart=apart))
     return msgspec.structs.replace(definition, spill_path=spill, state_path=state)

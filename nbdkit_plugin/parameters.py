@@ -6,32 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swaptide.cache import endpoint, engine, geometry, layout, logs, uris
+from swaptide.cache import endpoint, engine, geometry, layout, logs, places, sizes
 from swaptide.cache.errors import UsageError
 
-_SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_MAX_BYTES: Final = 4 * geometry.MAX_SIZE_BYTES
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SHOWN_CHARS: Final = 40
 
 
-def parse_size(key: str, text: str) -> int:
-    """Bytes from `4G`, `512M`, `4096`; raises UsageError that names the key."""
-    match = _SIZE.fullmatch(text.strip())
-    text = text[:_SHOWN_CHARS]
-    if match is None:
-        raise UsageError(f"{key}={text}: not a size; write for example 512M or 4G")
-    value = int(match[1]) * _UNITS[match[2].upper()]
-    if value == 0:
-        raise UsageError(f"{key}={text}: must be more than zero")
-    if value > _MAX_BYTES:
-        raise UsageError(f"{key}={text}: must be at most {_MAX_BYTES >> 40}T")
-    return value
-
-
 def _disk_size(key: str, text: str) -> int:
-    value = parse_size(key, text)
+    value = sizes.parse(key, text)
     if value % geometry.PAGE_BYTES or value > geometry.MAX_SIZE_BYTES:
         raise UsageError(f"{key}={text}: must be a multiple of {geometry.PAGE_BYTES} bytes and at most 16T")
     return value
@@ -43,8 +26,8 @@ def _path(key: str, text: str) -> pathlib.Path:
     return pathlib.Path(text).absolute()
 
 
-def _spill(key: str, text: str) -> uris.Place:
-    return uris.parse(text) if uris.is_uri(text) else _path(key, text)
+def _spill(_key: str, text: str) -> places.Spill:
+    return places.parse(text)
 
 
 def _seconds(key: str, text: str) -> float:
@@ -86,9 +69,9 @@ def _text(_key: str, text: str) -> str:
 # parameter -> (field of engine.Settings, parser)
 _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "size": ("size_bytes", _disk_size),
-    "ram": ("ram_bytes", parse_size),
-    "floor": ("floor_bytes", parse_size),
-    "target": ("target_bytes", parse_size),
+    "ram": ("ram_bytes", sizes.parse),
+    "floor": ("floor_bytes", sizes.parse),
+    "target": ("target_bytes", sizes.parse),
     "spill": ("spill", _spill),
     "spill-timeout": ("spill_timeout_seconds", _seconds),
     "state": ("state", _path),

@@ -30,10 +30,18 @@ class Minimum:
             )
 
 
+def _be_in_nobodys_place() -> None:
+    """What is said, and how wide, is the same whoever runs the tests from wherever."""
+    os.environ["LC_ALL"] = "C.UTF-8"
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "LANGUAGE"):
+        os.environ.pop(name, None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts us in the background has us ignore SIGINT, and so would every process we start
     # and interrupt; a signal that is caught is not ignored by them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _be_in_nobodys_place()
     wanted = int(os.environ.get("SWAPTIDE_MIN_TESTS") or 0)
     if wanted and not config.option.collectonly:
         config.pluginmanager.register(Minimum(wanted), "swaptide-minimum")

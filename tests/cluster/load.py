@@ -8,6 +8,7 @@ from typing import Self
 from tests.cluster import children
 from tests.real import driver
 
+STILL_LOOKS = 100
 _BATCH = 200  # requests between two looks at whether to end
 
 
@@ -53,13 +54,13 @@ class Load:
         self._watch.until(f"{requests} more requests", lambda: self._at_least(wanted))
 
     def stall(self) -> None:
-        """Wait until it waits for answers that do not come."""
-        seen = [-1] * 20  # the last looks
+        """Wait until it waits for answers that do not come: for five seconds, so that a pause is none."""
+        seen = [-1] * STILL_LOOKS
 
         def stands() -> bool:
             self.check()
             seen.append(self.requests)
-            return len({*seen[-20:]}) == 1
+            return len({*seen[-STILL_LOOKS:]}) == 1
 
         self._watch.until("the load stands still", stands)
 

@@ -28,6 +28,8 @@ VALUES = {
     ("swaptide_disk_request_bytes_total", "op"): ("read", "write"),
     ("swaptide_disk_spill_errors_total", "op"): ("read", "write"),
     ("swaptide_disk_cleaned_segments_total", "place"): ("ram", "disk"),
+    ("swaptide_disk_spill_store_used_bytes", "store"): cache_metrics.STORES,
+    ("swaptide_disk_spill_store_size_bytes", "store"): cache_metrics.STORES,
     ("swaptide_disk_request_duration_seconds", "kind"): ("hit", "miss", "write"),
     ("swaptide_disk_state", "state"): metrics.DISK_STATES,
     ("swaptide_guest_state", "state"): metrics.GUEST_STATES,

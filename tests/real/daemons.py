@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from typing import Any
 import nbd
 import pytest
 
-from swaptide.host import config
+from swaptide.host import config, paths
 
 COMMAND = [sys.executable, "-P", "-m", "swaptide.host.cli"]
 SIZE = 64 << 20
-WAIT_SECONDS = 20.0
+# However busy the host: only what hangs takes longer.
+WAIT_SECONDS = 60.0
 MIB = 1 << 20
 
 
@@ -61,7 +63,11 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(lambda: self.run("disk", "ls").returncode == 0, self.log.read_text)
+        wait_for(self._answers, self.log.read_text)
+
+    def _answers(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.log.read_text()
+        return self.run("disk", "ls").returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon; its disks go on serving."""
@@ -161,6 +167,26 @@ def serving(
         yield daemon
     finally:
         daemon.tear_down()
+
+
+def eager_nbdkit(root: pathlib.Path) -> str:
+    """An nbdkit for `serving` whose disks take their host for idle, however busy it is; see eager.py."""
+    path = root / "eager-nbdkit"
+    eager = pathlib.Path(__file__).with_name("eager.py")
+    plugin = paths.plugin()
+    path.write_text(
+        f"""#!/bin/sh
+export SWAPTIDE_PLUGIN={shlex.quote(str(plugin))}
+for word do
+  shift
+  [ "$word" != "$SWAPTIDE_PLUGIN" ] || word={shlex.quote(str(eager))}
+  set -- "$@" "$word"
+done
+exec nbdkit "$@"
+"""
+    )
+    path.chmod(0o755)
+    return str(path)
 
 
 @contextlib.contextmanager

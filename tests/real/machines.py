@@ -7,14 +7,13 @@ import asyncio
 import contextlib
 import pathlib
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from qemu.qmp import ConnectError, QMPClient
 from qemu.qmp.qmp_client import NegotiationError
 
-from tests.real import daemons
+from tests.real import daemons, sockets
 
 PORT = ("-device", "pcie-root-port,id=port1,chassis=1")
 BALLOON = ("-device", "virtio-balloon-pci,id=balloon0")
@@ -28,21 +27,26 @@ class Qemu:
     def __init__(self, root: pathlib.Path, name: str) -> None:
         self.qmp = root / f"{name}.qmp"
         self._own = root / f"{name}.own"
+        self._firmware = root / f"{name}.firmware"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str, board: str = "q35") -> None:
         """Start it, and wait for its monitors."""
         monitors = [f"unix:{path},server=on,wait=off" for path in (self.qmp, self._own)]
+        # What SeaBIOS says, it says at this port.
+        words = ["-chardev", f"file,id=firmware,path={self._firmware}"]
+        words += ["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]
         self.process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
                 *("-nodefaults", "-no-user-config", "-display", "none", "-m", "64M"),
                 *("-machine", board, "-accel", "tcg", "-qmp", monitors[0], "-qmp", monitors[1]),
+                *words,
                 *more,
             ],
             stdin=subprocess.DEVNULL,
         )
-        daemons.wait_for(lambda: self.qmp.exists() and self._own.exists())
+        daemons.wait_for(lambda: sockets.listens(self.qmp) and sockets.listens(self._own))
 
     def stop(self) -> None:
         """Kill it."""
@@ -50,8 +54,17 @@ class Qemu:
         if process is not None:
             process.kill()
             process.wait()
-        for path in (self.qmp, self._own):
+        for path in (self.qmp, self._own, self._firmware):
             path.unlink(missing_ok=True)
+
+    def boots(self) -> int:
+        """How often the firmware was done with looking for devices, and went on to what is to be booted."""
+        said = self._firmware.read_text(errors="replace")
+        return said.count("No bootable device") + said.count("Booting from 0000:7c00")
+
+    def wait_until_booted(self, boots: int = 1) -> None:
+        """Wait until that happened so often: until then the firmware takes what is plugged in."""
+        daemons.wait_for(lambda: self.boots() >= boots, lambda: self._firmware.read_text(errors="replace"))
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What a command returns, over a connection of its own."""
@@ -97,8 +110,3 @@ def running(root: pathlib.Path, *more: str, name: str = "vm", board: str = "q35"
         yield made
     finally:
         made.stop()
-
-
-def wait_while_booting(seconds: float = 1.0) -> None:
-    """Firmware takes part of a second to look at its devices."""
-    time.sleep(seconds)

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from swaptide.cache import geometry
+from tests.real import sockets
 
-READY_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Remote:
@@ -62,7 +63,7 @@ class Remote:
         self.socket.unlink(missing_ok=True)
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(self.command(), stdout=output, stderr=output)
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while not self._listens():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop(signal.SIGKILL)
@@ -77,7 +78,7 @@ class Remote:
         if process is not None:
             process.send_signal(how)
             try:
-                process.wait(10)
+                process.wait(WAIT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -104,7 +105,7 @@ class Remote:
 
     def _listens(self) -> bool:
         if self.port is None:
-            return self.socket.exists()
+            return sockets.listens(self.socket)
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port)):
             return True
         return False
@@ -140,9 +141,15 @@ def serving(
 
 @contextlib.contextmanager
 def place(directory: pathlib.Path, disk_size: int, store: str) -> Iterator[str]:
-    """Where a disk may spill to: a "file", or the export of a server, "nbd"."""
+    """Where a disk may spill to: a "file", the export of a server, "nbd", or a file and that: "pair"."""
     if store == "file":
         yield str(directory / "spill")
         return
     with serving(directory / "remote", disk_size) as remote:
-        yield remote.uri
+        yield remote.uri if store == "nbd" else pair(directory / "spill", disk_size, remote)
+
+
+def pair(path: pathlib.Path, disk_size: int, remote: Remote) -> str:
+    """A file that has room for a third of a disk, and a server for the rest."""
+    slots = geometry.of_size(disk_size).disk_slots // 3
+    return f"{path},size={geometry.store_bytes(slots)},{remote.uri}"

@@ -6,14 +6,13 @@ import math
 import os
 import pathlib
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dashboards import prometheus
-from tests.real import daemons, hosts, loads, scraping
+from tests.real import daemons, hosts, loads, scraping, sockets
 from tests.unit import monitors
 
 MIB = daemons.MIB
@@ -49,7 +48,9 @@ def running() -> Iterator[Scene]:
             "metrics": "127.0.0.1:0",
         }
         daemon = stack.enter_context(daemons.serving(root, **settings))
-        pressure.write_text(PRESSURE)  # not before the daemon has written its trigger into it
+        # Not before the daemon has tried to write its trigger into it.
+        daemons.wait_for(lambda: str(pressure) in daemon.log.read_text(), daemon.log.read_text)
+        pressure.write_text(PRESSURE)
         stack.enter_context(guest(root / "vm1.qmp"))
         daemon.ok("guest", "add", "vm1", "--qmp", str(root / "vm1.qmp"), "--min", "1G", "--max", "4G")
         daemon.add("g1", size=192 * MIB, ram="48M")
@@ -61,7 +62,7 @@ def running() -> Iterator[Scene]:
         daemon.ok("disk", "freeze", "frozen")
         stack.enter_context(loads.loaded(daemon.show("g1")))
         instance = f"127.0.0.1:{scraping.port_in(daemon.log)}"
-        listen = f"127.0.0.1:{free_port()}"
+        listen = f"127.0.0.1:{sockets.free_port()}"
         asked = stack.enter_context(prometheus.running(made(root / "prometheus"), [instance], listen))
         wait_for(lambda: bool(asked.query("swaptide_disk_process_deaths_total")), "the first scrape")
         squeeze_and_pack(daemon)
@@ -107,13 +108,6 @@ def guest(path: pathlib.Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

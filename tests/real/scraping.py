@@ -10,11 +10,13 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client import parser
 
+from tests.real import daemons
+
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 class Scrape:
@@ -65,10 +67,13 @@ def scrape(port: int) -> Scrape:
 
 
 def port_in(log: pathlib.Path) -> int:
-    """The port that a log says metrics are served at; the last one."""
-    found = re.findall(r"metrics served url=http://\S+:(\d+)/metrics", log.read_text())
-    assert found, log.read_text()
-    return int(found[-1])
+    """The port that a log says metrics are served at, once it does; the last one."""
+    daemons.wait_for(lambda: bool(_ports(log)), log.read_text)
+    return _ports(log)[-1]
+
+
+def _ports(log: pathlib.Path) -> list[int]:
+    return [int(port) for port in re.findall(r"metrics served url=http://\S+:(\d+)/metrics", log.read_text())]
 
 
 def lint(text: str) -> str:

@@ -13,12 +13,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.real import sockets
+
 MIB = 1 << 20
-READY_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 _WRITING = ("pwrite", "zero", "trim")
 
 
@@ -100,7 +102,7 @@ def faulty(directory: pathlib.Path, size: int, write_error: str = "EIO") -> Iter
     show = ["nbdfuse", str(mounted / "disk"), f"nbd+unix:///?socket={socket}"]
     with contextlib.ExitStack() as undo:
         server = undo.enter_context(_running(serve))
-        _wait_for(socket)
+        _wait_for(socket, sockets.listens)
         undo.enter_context(_running(show))
         undo.callback(_run, "umount", "--lazy", str(mounted), check=False)
         _wait_for(mounted / "disk")
@@ -154,21 +156,21 @@ def _running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
             process.wait()
 
 
-def _wait_for(path: pathlib.Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while not path.exists():
+def _wait_for(path: pathlib.Path, is_there: Callable[[pathlib.Path], bool] = pathlib.Path.exists) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_there(path):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} did not appear")
         time.sleep(0.02)
 
 
 def _run(*command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=WAIT_SECONDS)
 
 
 def _wait_until_stopped(pid: int) -> None:
     """Until every thread of a process has stopped."""
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while any(_state_of(task) != "T" for task in pathlib.Path(f"/proc/{pid}/task").iterdir()):
         assert time.monotonic() < deadline, f"process {pid} goes on after SIGSTOP"
         time.sleep(0.001)

@@ -1,6 +1,7 @@
 """Inside a memory cgroup that is smaller than the cap: no OOM kill, no wrong byte."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import random
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from swaptide.cache import geometry
-from tests.real import driver, server, test_cap
+from tests.real import daemons, driver, server, test_cap
 
 V1 = pathlib.Path("/sys/fs/cgroup/memory")
 SIZE = 128 << 20
@@ -40,7 +41,18 @@ def limited(limit_bytes: int, name: str | None = None) -> Iterator[pathlib.Path]
     try:
         yield group
     finally:
+        daemons.wait_for(lambda: _is_removed(group))
+
+
+def _is_removed(group: pathlib.Path) -> bool:
+    """Who has just ended is in a group for a moment longer."""
+    try:
         group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

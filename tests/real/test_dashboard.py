@@ -10,7 +10,7 @@ import pytest
 
 from dashboards import prometheus
 from tests import queries
-from tests.real import daemons, scenes
+from tests.real import daemons, scenes, sockets
 
 # However slow the host: what was squeezed at the beginning is in it.
 WINDOW = "30m"
@@ -160,12 +160,19 @@ def test_grafana_finds_hosts_and_disks(scene: scenes.Scene) -> None:
 
 
 def test_the_page_says_what_is_wrong_and_has_a_row_for_each_disk(scene: scenes.Scene, pending: None) -> None:
-    def page() -> Page:
-        return Page(scene.prometheus.get("/consoles/swaptide.html"))
+    text = ""
 
-    scenes.wait_for(lambda: any("DiskUnstable" in each for each in page().wrong), "the alert of a dying disk")
-    scenes.wait_for(lambda: "%" in page().disk("g1")[0][8 - 1], "a hit rate")
-    text = scene.prometheus.get("/consoles/swaptide.html")
+    def tells_all() -> bool:
+        """A page by one good scrape: on a busy host one may fail, and tell nothing."""
+        nonlocal text
+        text = scene.prometheus.get("/consoles/swaptide.html")
+        page = Page(text)
+        if tuple(row[0] for row in page.rows if row) != scenes.DISKS:
+            return False
+        works = page.disk("g1")[0][10] not in ("", "–", "0 B/s")
+        return works and any("DiskUnstable" in each for each in page.wrong) and "%" in page.disk("g1")[0][7]
+
+    scenes.wait_for(tells_all, "an alert, all disks, a hit rate")
     seen = Page(text)
     assert not re.search(r"NaN|ZgotmplZ|no value|error", text.split('<script type="application/json"')[0])
     wrong = " ".join(seen.wrong)
@@ -188,16 +195,17 @@ def test_the_page_keeps_to_one_disk_where_it_is_told_so(scene: scenes.Scene) -> 
         page = Page(scene.prometheus.get(f"/consoles/swaptide.html?{parameters}"))
         return [row[0] for row in page.rows if row]
 
-    assert names("") == ["dying", "frozen", "g.2", "g1"]
-    assert names("disk=g.2") == ["g.2"]
-    assert names(f"disk=g1&instance={scene.instance}") == ["g1"]
+    # One scrape may fail on a busy host.
+    scenes.wait_for(lambda: names("") == ["dying", "frozen", "g.2", "g1"], "all disks")
+    scenes.wait_for(lambda: names("disk=g.2") == ["g.2"], "one")
+    scenes.wait_for(lambda: names(f"disk=g1&instance={scene.instance}") == ["g1"], "one of a host")
     assert names("disk=g12")[0].startswith("No disk is known")
     assert names("disk=g1%22%7D)%20or%20up(%3Cscript%3E")[0].startswith("No disk is known")
 
 
 def test_a_page_of_nothing_says_so(tmp_path: pathlib.Path) -> None:
     daemons.require("prometheus")
-    with prometheus.running(tmp_path, [], f"127.0.0.1:{scenes.free_port()}") as empty:
+    with prometheus.running(tmp_path, [], f"127.0.0.1:{sockets.free_port()}") as empty:
         scenes.wait_for(lambda: bool(empty.query("swaptide:hosts_up:sum")), "the rules were tried")
         page = Page(empty.get("/consoles/swaptide.html"))
         assert page.rows[-1] == ["No disk is known to this Prometheus: does it scrape aswaptide serve?"]

@@ -1,6 +1,7 @@
 """A frozen disk as its clients see it: writes wait and land after the thaw, reads go on, nothing moves."""
 
 import contextlib
+import os
 import pathlib
 import random
 import signal
@@ -10,9 +11,10 @@ from collections.abc import Callable, Iterator
 import nbd
 import pytest
 
-from swaptide.cache import geometry, layout
+from swaptide.cache import geometry, governor, layout
 from swaptide.cache.face import StateFace
 from tests.real import server, stores
+from tests.real.test_faults import SEGMENT_ENTRY, WRITING
 
 PAGE = 4096
 MIB = 1 << 20
@@ -64,10 +66,15 @@ class Client:
     def zero(self, page: int) -> None:
         self._sent.add(self.handle.aio_zero(PAGE, page * PAGE))
 
-    def push(self) -> None:
-        """Have everything that was sent be in the socket."""
-        while self.handle.poll(50):
-            pass
+    def wait_until_held_up(self, face: StateFace, count: int) -> None:
+        """Wait until so many requests in all, of whatever clients, have had to wait for a thaw."""
+
+        def are() -> bool:
+            self.unanswered()  # what is not in the socket yet goes there
+            return face.counters()["frozen_waits"] >= count
+
+        wait_for(are)
+        assert face.counters()["frozen_waits"] == count
 
     def unanswered(self) -> int:
         """How many of these wait."""
@@ -100,7 +107,7 @@ def send_until_one_waits(guest: Client, face: StateFace) -> None:
     def waits() -> bool:
         if guest.unanswered() == 0:
             guest.send(1, 1)
-            guest.push()
+            guest.unanswered()
         return face.counters()["frozen_waits"] == 1
 
     wait_for(waits)
@@ -121,8 +128,7 @@ def test_writes_land_after_the_thaw_and_reads_go_on(tmp_path: pathlib.Path) -> N
             guest.send(page, 1)
         guest.trim(3)
         guest.zero(4)
-        guest.push()
-        wait_for(lambda: face.counters()["frozen_waits"] == 5)
+        guest.wait_until_held_up(face, 5)
         # On its own connection as well: its five do not fill nbdkit's sixteen threads.
         for client in (guest, other):
             client.check(*range(0, SIZE // PAGE, 97), *range(5))
@@ -151,8 +157,7 @@ def test_sixteen_waiting_writes_hold_up_the_reads_behind_them(tmp_path: pathlib.
         server.freeze(face)
         for page in range(16):
             guest.send(page, 1)
-        guest.push()
-        wait_for(lambda: face.counters()["frozen_waits"] == 16)
+        guest.wait_until_held_up(face, 16)
         buffer = nbd.Buffer(PAGE)
         cookie = guest.handle.aio_pread(buffer, 100 * PAGE)
         guest.handle.poll(500)
@@ -163,6 +168,14 @@ def test_sixteen_waiting_writes_hold_up_the_reads_behind_them(tmp_path: pathlib.
         assert bytes(buffer.to_bytearray()) == contents(100)
         wait_for(lambda: guest.unanswered() == 0)
         guest.check(*range(16), version=1)
+
+
+def is_writing(disk: server.Server) -> bool:
+    """Whether a segment is on its way to the store."""
+    assert disk.state is not None
+    with open(disk.state, "rb") as file:
+        table = os.pread(file.fileno(), SHAPE.segments * SEGMENT_ENTRY.size, SHAPE.segment_table_offset)
+    return any(place & 15 == WRITING for place, *_ in SEGMENT_ENTRY.iter_unpack(table))
 
 
 def standing(disk: server.Server, face: StateFace) -> tuple[dict[str, int], bytes, int, int]:
@@ -233,7 +246,7 @@ def test_a_write_to_the_store_that_hangs_is_waited_for(tmp_path: pathlib.Path) -
         guest.fill()
         with store.stalled():
             face.set_limits(cap_bytes=FLOOR, target_bytes=FLOOR)
-            time.sleep(0.5)  # until something is on its way
+            wait_for(lambda: is_writing(disk))
             word = face.set_frozen(True)
             send_until_one_waits(guest, face)
             time.sleep(0.3)
@@ -255,8 +268,7 @@ def test_a_kill_while_frozen_loses_nothing_and_thaws_nothing(tmp_path: pathlib.P
             server.freeze(face)
             for page in range(5):
                 guest.send(page, 1)
-            guest.push()
-            wait_for(lambda: face.counters()["frozen_waits"] == 5)
+            guest.wait_until_held_up(face, 5)
             disk.stop(signal.SIGKILL)
         ages = face.ages().reads
         disk.start()
@@ -265,8 +277,7 @@ def test_a_kill_while_frozen_loses_nothing_and_thaws_nothing(tmp_path: pathlib.P
             guest.check(*range(0, SIZE // PAGE, 7), *range(5))
             assert face.ages().reads > ages
             guest.send(0, 2)
-            guest.push()
-            wait_for(lambda: face.counters()["frozen_waits"] == 6)
+            guest.wait_until_held_up(face, 6)
             before = server.fresh_counters(face)
             assert before["frozen_seen"] % 2
             guest.check(*range(0, SIZE // PAGE, 7))
@@ -285,9 +296,8 @@ def test_an_end_does_not_wait_for_the_thaw(tmp_path: pathlib.Path, how: signal.S
             server.freeze(face)
             for page in range(40):
                 guest.send(page, 1)
-            guest.push()
-            wait_for(lambda: face.counters()["frozen_waits"] == 16)
-            disk.stop(how)  # raises if that takes more than 8 s
+            guest.wait_until_held_up(face, 16)
+            disk.stop(how)  # raises if it waits for the thaw
             with pytest.raises(nbd.Error, match="disconnect|dead|closed|reset|not connected"):
                 while guest.unanswered():
                     guest.handle.poll(100)
@@ -308,15 +318,13 @@ def test_the_writes_of_a_vanished_client_never_land(tmp_path: pathlib.Path) -> N
         server.freeze(face)
         for page in range(60):
             gone.send(page, 1)
-        gone.push()
-        wait_for(lambda: face.counters()["frozen_waits"] == 16)
+        gone.wait_until_held_up(face, 16)
         del gone  # closes the socket without a goodbye, as a killed QEMU does
         with client_of(disk) as new:
             new.check(*range(60))
             for page in range(0, 60, 2):
                 new.send(page, 2)
-            new.push()
-            wait_for(lambda: face.counters()["frozen_waits"] >= 32)
+            wait_for(lambda: new.unanswered() and face.counters()["frozen_waits"] >= 32)
             face.set_frozen(False)
             wait_for(lambda: new.unanswered() == 0)
             time.sleep(0.5)
@@ -333,20 +341,23 @@ def test_who_waits_at_the_cap_is_frozen_as_well(tmp_path: pathlib.Path) -> None:
         client_of(disk) as guest,
     ):
         with store.refusing("write"):
-            for page in range(SIZE // PAGE):
+            sent = 0
+            while face.counters()["stalls"] == 0:
+                guest.send(sent, 0)
+                guest.unanswered()
+                sent += 1
+            for page in range(sent, sent + 32):  # some for each of nbdkit's threads
                 guest.send(page, 0)
-                if page % 64 == 0 and face.counters()["stalls"]:
-                    break
-            guest.push()
-            wait_for(lambda: face.counters()["stalls"] > 0)
             server.freeze(face)
+            # Then each of those holds one; before that, answers may still be on their way.
+            guest.wait_until_held_up(face, 16)
             waiting = guest.unanswered()
-            assert waiting
+            assert waiting >= 16
         time.sleep(0.5)
         assert guest.unanswered() == waiting, "the store works again, but the disk is frozen"
         face.set_frozen(False)
         wait_for(lambda: guest.unanswered() == 0)
-        guest.check(*range(page + 1))
+        guest.check(*range(sent + 32))
 
 
 def test_a_connection_is_admitted_where_no_room_can_come(tmp_path: pathlib.Path) -> None:
@@ -357,9 +368,12 @@ def test_a_connection_is_admitted_where_no_room_can_come(tmp_path: pathlib.Path)
     ):
         guest.fill()
         server.freeze(face)
-        begun = time.monotonic()
-        with client_of(disk) as other:
-            assert time.monotonic() - begun < 4  # not the time that it takes where there is hope
-            other.check(*range(0, SIZE // PAGE, 50))
+        took = []
+        for _ in range(3):  # one may be slow on a busy host
+            begun = time.monotonic()
+            with client_of(disk) as other:
+                took.append(time.monotonic() - begun)
+                other.check(*range(0, SIZE // PAGE, 50))
+        assert min(took) < governor.ROOM_SECONDS, "not the time that it takes where there is hope"
         face.set_frozen(False)
         server.wait_until_holds(face, FLOOR + 8 * MIB)

@@ -88,7 +88,7 @@ def test_writers_that_wait_at_the_cap_are_stalls(tmp_path: pathlib.Path) -> None
 
         thread = threading.Thread(target=write)
         thread.start()
-        end = time.monotonic() + 30
+        end = time.monotonic() + server.WAIT_SECONDS
         while not face.histograms()["stall"].count and time.monotonic() < end:
             time.sleep(0.05)
         stop.set()

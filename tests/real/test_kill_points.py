@@ -18,7 +18,7 @@ FLOOR = geometry.of_size(SIZE).working_minimum_bytes
 # Room to pack: the buffers of the second client, and some segments.
 ROOMY = FLOOR + 16 * geometry.MAX_REQUEST_BYTES + (20 << 20)
 COUNTS = (1, 40)
-RETRIES = (1, 1, 1, 1)
+RETRIES = (1,) * 12
 LOAD = 3_000
 
 
@@ -69,7 +69,7 @@ def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None
                 break
             load.close()
             if dies(disk, load, place, count):
-                assert disk.process is not None and disk.process.wait(10) == -signal.SIGKILL
+                assert disk.process is not None and disk.process.wait(server.WAIT_SECONDS) == -signal.SIGKILL
                 died += 1
                 disk.process = None
             else:

@@ -59,7 +59,8 @@ def test_a_store_that_fails_and_works_again(daemon: daemons.Daemon) -> None:
         daemons.wait_for(lambda: len(told(daemon.log, "target held late")) == 1, daemon.log.read_text)
         (begun,) = told(daemon.log, "disk degraded")
         assert (begun["name"], begun["level"]) == ("g1", "WARNING")
-        assert str(store.path) in begun["error"] and begun["log"] == report["log"]
+        assert begun["error"].startswith(f"its store {store.path}: writing to the spill store fails: ")
+        assert begun["log"] == report["log"]
         (over,) = told(daemon.log, "disk works again")
         assert over["name"] == "g1" and over["after_seconds"] > 0
         (missed,) = told(daemon.log, "deadline missed")

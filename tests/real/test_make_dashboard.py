@@ -13,7 +13,7 @@ import pytest
 
 from dashboards import prometheus
 from tests import queries
-from tests.real import daemons, scenes
+from tests.real import daemons, scenes, sockets
 
 # Scraped every two seconds, a rate has its two points in it, and a squeeze of just now is.
 WINDOW = "2m"
@@ -69,7 +69,11 @@ def members(session: int) -> list[int]:
 
 def programs(session: int) -> set[str]:
     """What they are called."""
-    return {pathlib.Path(f"/proc/{pid}/comm").read_text().strip() for pid in members(session)}
+    found = set()
+    for pid in members(session):
+        with contextlib.suppress(OSError):
+            found.add(pathlib.Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
 
 
 def interrupt(running: "subprocess.Popen[str]") -> None:
@@ -86,7 +90,7 @@ def terminate(running: "subprocess.Popen[str]") -> None:
 def test_it_shows_everything_until_it_is_ended(
     scene: scenes.Scene, tmp_path: pathlib.Path, end: object
 ) -> None:
-    listen = f"127.0.0.1:{scenes.free_port()}"
+    listen = f"127.0.0.1:{sockets.free_port()}"
     with begun(tmp_path, f"METRICS={scene.instance}", f"LISTEN={listen}") as running:
         assert running.stdout is not None
         url = running.stdout.readline().strip()
@@ -106,7 +110,7 @@ def test_it_shows_everything_until_it_is_ended(
         end(running)
         said, complaints = running.communicate(timeout=60)
         assert said == "" and "Traceback" not in complaints and "dashboard:" not in complaints
-        assert not members(running.pid)
+        daemons.wait_for(lambda: not members(running.pid))
         assert not list(tmp_path.iterdir())
         with pytest.raises(urllib.error.URLError):
             shown.get("/-/ready")
@@ -121,9 +125,9 @@ def test_it_says_what_is_missing(scene: scenes.Scene, tmp_path: pathlib.Path) ->
         assert len(ours) == 1 and "Traceback" not in complaint
         return ours[0]
 
-    free = f"127.0.0.1:{scenes.free_port()}"
+    free = f"127.0.0.1:{sockets.free_port()}"
     theirs = scene.prometheus.url.removeprefix("http://")
-    assert "start `swaptide serve`" in refused(free, f"127.0.0.1:{scenes.free_port()}")
+    assert "start `swaptide serve`" in refused(free, f"127.0.0.1:{sockets.free_port()}")
     assert "no swaptide daemon" in refused(theirs, free)
     assert "is taken" in refused(scene.instance, theirs)
     assert not list(tmp_path.iterdir())

@@ -14,18 +14,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hygiene import tree
-from tests.real import daemons, scraping
+from tests.real import daemons, scraping, sockets
 
 DOCUMENTED = re.search(
     r"^```nginx\n(.*?)^```", (tree.ROOT / "docs/metrics.md").read_text(), re.DOTALL | re.MULTILINE
 )
 PASSWORD = "a tide that comes in"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def run(*command: str) -> str:
@@ -65,7 +59,7 @@ def proxy(root: pathlib.Path, behind: int) -> Iterator[int]:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None or shutil.which("openssl") is None:
         pytest.skip("nginx or openssl is missing")
-    port = free_port()
+    port = sockets.free_port()
     command = [
         nginx,
         "-c",
@@ -95,7 +89,7 @@ def ask(port: int, trusted: pathlib.Path, password: str | None) -> tuple[int, by
     context = ssl.create_default_context(cafile=str(trusted))
     connection = http.client.HTTPConnection("localhost", port)
     # By its address, since not every machine knows the name that the certificate is for.
-    plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=daemons.WAIT_SECONDS)
     connection.sock = context.wrap_socket(plain, server_hostname="localhost")
     headers = {}
     if password is not None:

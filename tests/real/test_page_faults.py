@@ -21,7 +21,10 @@ def faults(pid: int) -> int:
     """Minor and major page faults so far of the threads that serve requests: ours make memory beside them."""
     found, ours = 0, 0
     for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        name, _, fields = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+        try:
+            name, _, fields = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
         if name in OURS:
             ours += 1
         else:

@@ -77,7 +77,8 @@ def test_a_life(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
 def test_a_server_that_is_gone_is_told_and_nobody_waits_for_it(
     daemon: daemons.Daemon, remote: remotes.Remote
 ) -> None:
-    daemon.add("g1", "--spill", remote.uri, ram="160M")
+    # What is written ahead could be dropped without the server.
+    daemon.add("g1", "--spill", remote.uri, "--clean-ahead", "0", ram="160M")
     fill(daemon)
     remote.stop()
     daemons.wait_for(lambda: daemon.show()["state"] == "degraded")
@@ -92,7 +93,7 @@ def test_a_server_that_is_gone_is_told_and_nobody_waits_for_it(
     remote.stop()
     begun = time.monotonic()
     removed = daemon.run("disk", "rm", "g1")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert removed.returncode == 1 and f"spill={remote.uri} is not erased" in removed.stderr
     assert json.loads(daemon.ok("disk", "ls", "--json")) == []
     remote.start()
@@ -106,7 +107,7 @@ def test_a_stalled_server_does_not_hold_up_a_removal(daemon: daemons.Daemon, rem
     with remote.stalled():
         begun = time.monotonic()
         removed = daemon.run("disk", "rm", "g1")
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 60
         assert removed.returncode == 1 and "does not answer" in removed.stderr
 
 

@@ -2,13 +2,12 @@
 
 import pathlib
 import random
-import socket
 
 import nbd
 import pytest
 
 from swaptide.cache import geometry
-from tests.real import certificates, remotes, server
+from tests.real import certificates, remotes, server, sockets
 
 SIZE = 64 << 20
 RAM = geometry.of_size(SIZE).working_minimum_bytes + (16 << 20)
@@ -41,20 +40,13 @@ def refusal(tmp_path: pathlib.Path, uri: str) -> str:
     return [line for line in str(ended.value).splitlines() if "nbdkit: error:" in line][-1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_certificates(tmp_path: pathlib.Path) -> None:
     """Both sides show one, over TCP, where the host's name is checked too."""
     authority = certificates.Authority()
     server_side = authority.fill(tmp_path / "server", "server")
     client_side = authority.fill(tmp_path / "client", "client")
     options = ["--tls=require", "--tls-verify-peer", f"--tls-certificates={server_side}"]
-    with remotes.serving(tmp_path / "remote", SIZE, options=options, port=free_port()) as remote:
+    with remotes.serving(tmp_path / "remote", SIZE, options=options, port=sockets.free_port()) as remote:
         uri = f"nbds://localhost:{remote.port}/?tls-certificates={client_side}"
         said = goes_there_and_back(tmp_path, remote, uri)
         assert f"nbds://localhost:{remote.port}/" in said and str(client_side) not in said
@@ -66,7 +58,7 @@ def test_certificates_that_are_wrong(tmp_path: pathlib.Path) -> None:
     good = authority.fill(tmp_path / "good", "client")
     other = stranger.fill(tmp_path / "other", "client")
     options = ["--tls=require", "--tls-verify-peer", f"--tls-certificates={server_side}"]
-    with remotes.serving(tmp_path / "remote", SIZE, options=options, port=free_port()) as remote:
+    with remotes.serving(tmp_path / "remote", SIZE, options=options, port=sockets.free_port()) as remote:
         place = f"nbds://localhost:{remote.port}/"
         for query in (f"?tls-certificates={good}", f"?tls-certificates={other}", ""):
             line = refusal(tmp_path, place + query)

@@ -19,6 +19,7 @@ MIB = daemons.MIB
 RAM_MIB = 96
 SPARE_MIB = 48
 RESERVE_MIB = 32
+TRIES = 8
 
 
 @contextlib.contextmanager
@@ -112,13 +113,14 @@ def meminfo_available() -> int:
     [pytest.param(512, 256), pytest.param(2048, 1024, marks=pytest.mark.long)],
 )
 def test_more_than_is_available_is_had_from_a_full_cache(clean: bool, ram_mib: int, asked_mib: int) -> None:
-    """On this host itself, which others use too: what they take meanwhile may spoil a try, not three."""
+    """On this host itself, which others use too: what they take meanwhile may spoil a try, not all."""
     share = "100" if clean else "0"
-    with daemons.directory() as root, daemons.serving(root) as daemon:
+    with daemons.directory() as root, daemons.serving(root, nbdkit=daemons.eager_nbdkit(root)) as daemon:
         full(daemon, "--clean-ahead", share, ram_mib=ram_mib)
-        for _ in range(3):
+        for _ in range(TRIES):
             if clean:
-                wait_until_clean(daemon, ram_mib * MIB // 2)
+                half = ram_mib * MIB // 2
+                daemons.wait_for(lambda: bool(daemon.show()["clean_bytes"] >= half))  # noqa: B023
             before, available = daemon.show(), meminfo_available()
             size = available + asked_mib * MIB
             status, standing, said = ask(daemon, size, "--deadline", "30s", "--hold", "1s")
@@ -136,14 +138,6 @@ def test_more_than_is_available_is_had_from_a_full_cache(clean: bool, ram_mib: i
             f" MemAvailable {available >> 20} MiB, asked {size >> 20} MiB,"
             f" had after {standing['elapsed_seconds']:.2f} s, then {after >> 20} MiB"
         )
-
-
-def wait_until_clean(daemon: daemons.Daemon, clean_bytes: int) -> None:
-    """Wait until so much is written ahead, which is done by cores that have nothing else to do."""
-    try:
-        daemons.wait_for(lambda: bool(daemon.show()["clean_bytes"] >= clean_bytes))
-    except AssertionError:
-        pytest.skip("no core of this host was idle: nothing is written ahead")
 
 
 def test_what_is_there_is_granted_without_a_squeeze_and_kept() -> None:
@@ -193,7 +187,8 @@ def test_what_cannot_be_had_is_refused_at_once_and_squeezes_nothing() -> None:
         assert status == 1 and abs(standing["could_bytes"] - best) < 8 * MIB
         after = daemon.show()
         assert after["target_bytes"] == before["target_bytes"]
-        assert after["dropped_segments"] == before["dropped_segments"]
+        # A few slots are made free ahead of the next writes in any case.
+        assert after["ram_bytes"] > before["ram_bytes"] - 8 * MIB
         assert listed(daemon) == []
 
 
@@ -225,7 +220,7 @@ def test_one_that_comes_too_late_is_given_up_and_the_caches_grow_again() -> None
         finally:
             os.kill(report["pid"], signal.SIGCONT)
         assert done.returncode == 1
-        assert " was not there after 0." in done.stderr and "could be had now" in done.stderr, done.stderr
+        assert re.search(r" was not there after [0-9.]+ s.* could be had now", done.stderr), done.stderr
         assert "it is given up" in done.stderr
         assert listed(daemon) == []
         daemons.wait_for(lambda: daemon.show()["target_bytes"] == RAM_MIB * MIB, daemon.log.read_text)

@@ -71,7 +71,7 @@ def test_a_reset_empties_the_disk_in_place(daemon: daemons.Daemon, first: bytes 
     fill(report, first)
     full = daemon.show()["ram_bytes"]
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
         assert outcome(daemon, vm) == "'emptied'"
         after = daemon.show()
@@ -87,7 +87,7 @@ def test_a_ready_made_swap_area_stays_one(daemon: daemons.Daemon) -> None:
         header = bytes(handle.pread(PAGE, 0))
     fill(report)
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
         assert outcome(daemon, vm) == "'emptied'"
     assert contents(report) == (header, 0)
@@ -97,7 +97,7 @@ def test_a_hibernated_system_is_left_alone(daemon: daemons.Daemon) -> None:
     report = daemon.add()
     fill(report, ends_with(b"S1SUSPEND\0"))
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
         assert "hibernated" in outcome(daemon, vm)
     assert contents(report)[1] == 16
@@ -108,10 +108,10 @@ def test_what_was_not_chosen_is_left_alone(daemon: daemons.Daemon) -> None:
     fill(report)
     fill(other)
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1")
         vm.ask("system_reset")
-        machines.wait_while_booting()
+        vm.wait_until_booted(2)
         daemon.ok("guest", "rm", "vm")
         # g2 is named by mistake, and is in no guest.
         words = ("--disk", "g2", "--disk", "g1", "--clear-on-reset")
@@ -126,7 +126,7 @@ def test_a_disk_with_a_second_client_is_left_alone(daemon: daemons.Daemon) -> No
     report = daemon.add()
     fill(report)
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
         with daemons.client(report):
             assert "2 clients" in outcome(daemon, vm)

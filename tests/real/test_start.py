@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -16,7 +18,9 @@ SIZE = 64 << 20
 def start_fails(directory: pathlib.Path, *arguments: str) -> str:
     """Start nbdkit with these plugin arguments, which must fail; returns its one line."""
     command = ["nbdkit", "-f", "-U", str(directory / "nbd.sock"), "python", str(server.PLUGIN), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=server.bare_environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=server.WAIT_SECONDS, env=server.bare_environment()
+    )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
@@ -139,12 +143,20 @@ def test_a_new_cap_on_the_command_line_is_taken(tmp_path: pathlib.Path) -> None:
             )
 
 
+def left_of(disk_id: str) -> list[str]:
+    """Files of a disk, where others have theirs as well."""
+    places = ("/var/tmp", "/tmp", "/dev/shm")
+    return [name for place in places for name in os.listdir(place) if disk_id in name]
+
+
 def test_unnamed_files_leave_nothing_behind(tmp_path: pathlib.Path) -> None:
-    before = set(os.listdir("/var/tmp"))
     with server.serving(tmp_path, named_state=False, size=str(SIZE), ram="64M") as disk:
-        assert set(os.listdir("/var/tmp")) == before
+        while (found := re.search(r"serving id=([0-9a-f-]+)", disk.log.read_text())) is None:
+            assert disk.process is not None and disk.process.poll() is None
+            time.sleep(0.01)
+        assert left_of(found[1]) == []
         disk.stop(signal.SIGKILL)
-    assert set(os.listdir("/var/tmp")) == before
+    assert left_of(found[1]) == []
 
 
 def test_swap_label_is_a_swap_area(tmp_path: pathlib.Path) -> None:

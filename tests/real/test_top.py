@@ -31,7 +31,9 @@ def daemon() -> Iterator[daemons.Daemon]:
         pressure.touch()
         with daemons.serving(root, proc_dir=str(host.proc), host_reserve="128M") as running:
             running.add("g1", size=192 * MIB, ram=f"{RAM_MIB}M")
-            pressure.write_text(PRESSURE)  # not before the daemon has written its trigger into it
+            # Not before the daemon has tried to write its trigger into it.
+            daemons.wait_for(lambda: str(pressure) in running.log.read_text(), running.log.read_text)
+            pressure.write_text(PRESSURE)
             report = running.show("g1")
             with daemons.client(report) as handle:
                 handle.pwrite(b"\x55" * MIB, 128 * MIB)
@@ -40,15 +42,23 @@ def daemon() -> Iterator[daemons.Daemon]:
 
 
 def test_once_for_scripts(daemon: daemons.Daemon) -> None:
-    view = json.loads(daemon.ok("top", "--once", "--json", "--interval", "500ms"))
+    view: dict[str, Any] = {}
+
+    def has_read_everywhere() -> bool:
+        """On a busy host its client may have read nothing in half a second, or from one tier alone."""
+        nonlocal view
+        view = json.loads(daemon.ok("top", "--once", "--json", "--interval", "500ms"))
+        share = view["disks"][0]["hit_share"]
+        return share is not None and 0 < share < 1 and view["disks"][0]["taken_bytes_per_second"] > 0
+
+    daemons.wait_for(has_read_everywhere, lambda: str(view))
     (disk,) = view["disks"]
     report = daemon.show()
-    assert 0.5 <= view["interval_seconds"] < 30
+    assert 0.5 <= view["interval_seconds"] < 60
     assert (disk["name"], disk["size_bytes"], disk["cap_bytes"]) == ("g1", 192 * MIB, RAM_MIB * MIB)
     assert disk["raw_bytes"] > 0 and disk["spilled_bytes"] > 0 and disk["same_bytes"] == MIB
     stored = disk["raw_bytes"] + disk["packed_bytes"] + disk["spilled_bytes"]
     assert stored == pytest.approx(report["stored_pages"] * 4096, rel=0.1)
-    assert 0 < disk["hit_share"] < 1
     assert 0 < disk["read_p50_seconds"] <= disk["read_p99_seconds"]
     assert disk["returned_bytes_per_second"] > disk["taken_bytes_per_second"] > 0
     host = view["host"]
@@ -63,11 +73,14 @@ def test_json_is_a_line_for_each_look_until_it_is_ended(daemon: daemons.Daemon) 
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None
-        views = [json.loads(running.stdout.readline()) for _ in range(3)]
+        end, works = time.monotonic() + daemons.WAIT_SECONDS, 0
+        while works < 3:  # looks in which its client, on a busy host, came to work
+            assert time.monotonic() < end
+            (disk,) = json.loads(running.stdout.readline())["disks"]
+            works += disk["returned_bytes_per_second"] > 0
     finally:
         running.terminate()
         running.communicate(timeout=daemons.WAIT_SECONDS)
-    assert all(view["disks"][0]["returned_bytes_per_second"] > 0 for view in views)
 
 
 def test_it_ends_quietly_when_nobody_reads_on(daemon: daemons.Daemon) -> None:
@@ -84,10 +97,18 @@ def test_it_ends_quietly_when_nobody_reads_on(daemon: daemons.Daemon) -> None:
 
 
 def test_once_for_people_fits_eighty_columns(daemon: daemons.Daemon) -> None:
-    shown = daemon.ok("top", "--once").splitlines()
-    assert max(map(len, shown)) <= 80
-    row = next(line for line in shown if line.startswith("g1"))
-    assert row.split()[2:4][1] == f"{RAM_MIB}M" and "%" in row
+    shown: list[str] = []
+    row = ""
+
+    def has_a_rate() -> bool:
+        nonlocal shown, row
+        shown = daemon.ok("top", "--once").splitlines()
+        assert max(map(len, shown)) <= 80
+        row = next(line for line in shown if line.startswith("g1"))
+        return "%" in row
+
+    daemons.wait_for(has_a_rate, lambda: str(shown))
+    assert row.split()[2:4][1] == f"{RAM_MIB}M"
     assert any("1.2%" in line and "balloon" in line for line in shown), shown
 
 

@@ -81,6 +81,8 @@ class Torture:
         # A successor writes nothing to a server before what its predecessor sent there has had time to come.
         self.longest_life = 1.5 if remote is None else 5.0
         self.random = random.Random(seed)
+        # Of a pair one store may fail while the other works, and both at a time.
+        self.files = 0.5 if "," in disk.parameters["spill"] else 0.0
         self.story = Story()
         self.load = driver.Driver(disk.uri, SIZE, seed=seed, connections=2)
         self._thaw: threading.Timer | None = None
@@ -157,7 +159,7 @@ class Torture:
             with self.disk.face() as face:
                 face.set_limits(cap_bytes=cap, target_bytes=cap)
             self.story.cap_changes += 1
-        if number % 1500 == 1499 and self.remote is None:
+        if number % 1500 == 1499 and (self.remote is None or self.random.random() < self.files):
             self._deny_writes()
         if number % 1500 == 1499 and self.remote is not None:
             self._hurt_server(self.remote)
@@ -230,19 +232,22 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="what decides everything but timing"
     )
-    parser.add_argument("--store", choices=("file", "nbd"), default="file", help="what it spills to")
+    parser.add_argument("--store", choices=("file", "nbd", "pair"), default="file", help="what it spills to")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="swaptide-torture-", dir="/var/tmp") as name:
         directory = pathlib.Path(name)
         with contextlib.ExitStack() as ends:
             remote = None
-            if options.store == "nbd":
+            if options.store != "file":
                 remote = ends.enter_context(remotes.serving(directory / "remote", SIZE))
+            spill = str(directory / "spill") if remote is None else remote.uri
+            if options.store == "pair" and remote is not None:
+                spill = remotes.pair(directory / "spill", SIZE, remote)
             parameters = {
                 "size": str(SIZE),
                 "ram": "64M",
-                "spill": str(directory / "spill") if remote is None else remote.uri,
+                "spill": spill,
                 "compress": "lz4+zstd",
             }
             disk = ends.enter_context(

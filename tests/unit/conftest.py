@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from swaptide.cache import places
 from tests.unit import hands
 
 
@@ -16,10 +17,12 @@ def disks(tmp_path: pathlib.Path) -> Iterator[hands.Maker]:
     state = pathlib.Path(f"/dev/shm/swaptide-test-pack-{os.getpid()}")
     with contextlib.ExitStack() as stack:
 
-        def make(size: int = hands.SIZE, encrypt: bool = True) -> hands.Hand:
+        def make(
+            size: int = hands.SIZE, encrypt: bool = True, spill: places.Spill | None = None
+        ) -> hands.Hand:
             stack.close()
             stack.callback(state.unlink, missing_ok=True)
-            hand = hands.Hand(state, tmp_path / "spill", size, encrypt)
+            hand = hands.Hand(state, spill or tmp_path / "spill", size, encrypt)
             stack.callback(hand.close)
             return hand
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from swaptide.cache import engine, geometry, keys, movers
+from swaptide.cache import engine, geometry, keys, movers, places
 
 PAGE = 4096
 SIZE = 24 << 20
@@ -88,7 +88,7 @@ class Hand:
     """A disk that is moved by hand, and what every page of it has to be."""
 
     def __init__(
-        self, state: pathlib.Path, spill: pathlib.Path, size: int = SIZE, encrypt: bool = True
+        self, state: pathlib.Path, spill: places.Spill, size: int = SIZE, encrypt: bool = True
     ) -> None:
         self.settings = engine.Settings(size, 1 << 30, state=state, spill=spill, encrypt=encrypt)
         self.shape = geometry.of_size(size)

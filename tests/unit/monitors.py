@@ -18,7 +18,7 @@ NEVER = object()  # as an answer: none
 HANG_UP = object()
 UNSUPPORTED = (1 << 64) - 1
 PATH = "/machine/peripheral/balloon0"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Refusal(Exception):

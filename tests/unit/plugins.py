@@ -11,10 +11,17 @@ from swaptide.cache import geometry, histogram, layout
 class Plugin:
     """Writes the pages that a plugin writes."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, slots: tuple[int, int] | None = None) -> None:
+        """`slots` for a disk with two spill stores, as of face.Identity."""
         self.path = path
         identity = layout.IDENTITY.pack(
-            layout.MAGIC, layout.FORMAT_VERSION, geometry.SEGMENT_BYTES, 1 << 30, uuid.uuid4().bytes, b"g1", 0
+            layout.MAGIC,
+            layout.FORMAT_VERSION,
+            geometry.SEGMENT_BYTES,
+            1 << 30,
+            uuid.uuid4().bytes,
+            b"g1",
+            layout.flags_of(False, slots),
         )
         path.write_bytes(identity.ljust(geometry.DIRECTORY_OFFSET, b"\0"))
 

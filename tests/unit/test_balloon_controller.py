@@ -105,7 +105,7 @@ def bench(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[B
 
 def run(body: Callable[[], Coroutine[None, None, None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await body()
 
     asyncio.run(bounded())

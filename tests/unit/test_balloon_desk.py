@@ -48,7 +48,7 @@ def office(tmp_path: pathlib.Path) -> Office:
 
 def run(body: Callable[[], Awaitable[T]]) -> T:
     async def bounded() -> T:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await body()
 
     return asyncio.run(bounded())

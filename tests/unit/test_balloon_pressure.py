@@ -11,7 +11,7 @@ import pytest
 from swaptide.balloon import pressure
 
 TEXT = "some avg10=1.25 avg60=0.00 avg300=0.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Urgent:

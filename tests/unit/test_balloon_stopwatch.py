@@ -42,7 +42,7 @@ class Bench:
         await asyncio.sleep(0.05)
 
     async def until_over(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.watch.is_falling("g1"):
                 await asyncio.sleep(0.001)
 

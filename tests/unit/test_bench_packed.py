@@ -79,9 +79,9 @@ def test_a_disk_without_pages_has_no_cost_for_each() -> None:
 
 
 def test_arrays_are_those_of_the_core() -> None:
-    source = (pathlib.Path(__file__).parents[2] / "cache" / "segments.pyx").read_text()
-    sizes = {"n": 0, "map.ram_slots": 0, "map.disk_slots": 0}
-    for line in source.splitlines():
+    core = pathlib.Path(__file__).parents[2] / "cache"
+    sizes = {"n": 0, "map.ram_slots": 0, "slots": 0}
+    for line in ((core / "segments.pyx").read_text() + (core / "slots.pyx").read_text()).splitlines():
         if "> calloc(" in line:
             count, size = line.partition("calloc(")[2].rstrip(")").split(", ")
             sizes[count] += int(size)

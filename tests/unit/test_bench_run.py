@@ -131,7 +131,7 @@ def test_an_interrupted_run_ends_everything_and_writes_nothing(
             scratch = pathlib.Path(until(process, "waiting in ").split("waiting in ")[1].strip())
             assert scratch.is_dir()
             process.send_signal(number)
-            assert process.wait(30) == 130
+            assert process.wait(60) == 130
         finally:
             process.kill()
         assert process.stderr is not None

@@ -1,6 +1,7 @@
 """The packed tier by hand: each move alone, and in orders that the movers would take long to find."""
 
 import errno
+import pathlib
 import random
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from swaptide.cache import geometry, movers, uris
+from swaptide.cache import geometry, movers
 from tests.unit.hands import (
     CLEAN,
     DIRTY,
@@ -510,5 +511,5 @@ def forget(hand: Hand) -> None:
     """Make room for the next disk."""
     hand.close()
     for path in (hand.settings.state, hand.settings.spill):
-        assert path is not None and not isinstance(path, uris.Uri)
+        assert isinstance(path, pathlib.Path)
         path.unlink()

@@ -81,7 +81,7 @@ def test_a_write_that_was_held_up_does_not_undo_a_later_one(
         with pytest.raises(SetupError, match="does not answer"):
             await store.forget("g1")
         held.set()
-        assert ended.wait(5)
+        assert ended.wait(60)
         monkeypatch.setattr(definitions, "LIMIT_SECONDS", 5)
         await store.save(msgspec.structs.replace(DISK, weight=4))
 
@@ -109,7 +109,7 @@ def test_names_of_the_daemon_itself(name: str) -> None:
 def test_spill_paths() -> None:
     definitions.check_spill("/dev/vdb")
     for path in ("", "x", "/a\0b"):
-        with pytest.raises(UsageError, match="absolute"):
+        with pytest.raises(UsageError, match="absolute|must be a path|NUL"):
             definitions.check_spill(path)
 
 

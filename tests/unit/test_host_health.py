@@ -46,6 +46,12 @@ class Bench:
         assert all(line["name"] == "g1" for line in lines)
         return lines
 
+    def cause(self, text: str) -> None:
+        """What its process says is wrong."""
+        with open(self.plugin.path, "r+b") as file:
+            file.seek(geometry.TROUBLE_OFFSET)
+            file.write(text.encode().ljust(geometry.TROUBLE_BYTES, b"\0"))
+
     def another_disk(self) -> None:
         """The disk was cleared: it has a new id."""
         raw = bytearray(self.plugin.path.read_bytes())
@@ -79,6 +85,25 @@ def test_a_store_that_fails_is_told_once_and_once_more_when_it_works(bench: Benc
     assert (over["event"], over["level"], over["after_seconds"]) == ("disk works again", "INFO", 7.5)
     assert bench.look() == []
     assert [line["event"] for line in bench.look(degraded=1)] == ["disk degraded"]
+
+
+def test_the_cause_is_told_in_the_words_of_its_process(bench: Bench) -> None:
+    bench.cause("writing to the spill store fails: No space left on device")
+    (begun,) = bench.look(degraded=1)
+    assert begun["event"] == "disk degraded"
+    assert begun["error"] == "its store /spill/g1: writing to the spill store fails: No space left on device"
+    bench.keeper.definition.spill_path = "nbd://ann@host/x"
+    bench.cause("spill=nbd://host/x: the server does not answer")
+    (_, begun) = bench.look(degraded=0) + bench.look(degraded=1)
+    assert begun["error"] == "spill=nbd://host/x: the server does not answer"
+
+
+def test_a_uri_is_told_without_its_keys(bench: Bench) -> None:
+    bench.keeper.definition.spill_path = "nbds://ann@host/x?tls-psk-file=/etc/psk"
+    (begun,) = bench.look(degraded=1)
+    assert begun["error"] == "its store nbds://host/x takes no writes"
+    (begun,) = bench.look(degraded=0, spill_read_errors=1)[1:]
+    assert begun["error"].startswith("its store nbds://host/x fails")
 
 
 def test_a_disk_whose_process_died_is_as_it_was(bench: Bench) -> None:

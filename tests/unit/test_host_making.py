@@ -39,7 +39,7 @@ def play(spill: pathlib.Path, act: Any, monkeypatch: pytest.MonkeyPatch) -> list
         keeper: Any = Keeper(spill)
         waiting = asyncio.ensure_future(making.until_started(keeper, steps.Steps(told.append)))
         await act(keeper, told)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await waiting
 
     asyncio.run(body())
@@ -48,7 +48,7 @@ def play(spill: pathlib.Path, act: Any, monkeypatch: pytest.MonkeyPatch) -> list
 
 async def until(told: list[dict[str, Any]], doing: str, least: int = 0) -> None:
     seen = len(told)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not any(step["doing"] == doing and step["done_bytes"] >= least for step in told[seen:]):
             await asyncio.sleep(0.001)
 

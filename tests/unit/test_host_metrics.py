@@ -26,6 +26,7 @@ NOT_TOLD = {
     "reserved_bytes",  # the size of the spill file, by another rule
     "ram_slots_used",
     "ram_slots_limit",
+    "second_slots_used",  # told of disks with two stores: see test_two_stores
     "log_clock",
     "write_clock",
     "frozen_seen",
@@ -154,6 +155,20 @@ def test_a_disk_by_its_words(host: Host) -> None:
     with StateFace(made.path) as state:
         labels = {"id": state.identity.disk_id, "compress": "zstd", "encrypted": "no"}
         assert value("info", **labels) == 1
+
+
+def test_two_stores(host: Host) -> None:
+    made = host.made()
+    assert not host.scrape().values("swaptide_disk_spill_store_used_bytes")
+    made = Plugin(made.path, (100, 590))
+    made.put("disk_slots_used", 70)
+    made.put("second_slots_used", 20)
+    found, segment = host.scrape(), geometry.SEGMENT_BYTES
+    for store, used, slots in (("first", 50, 100), ("second", 20, 590)):
+        labels = {"disk": "g1", "store": store}
+        assert found.value("swaptide_disk_spill_store_used_bytes", **labels) == used * segment
+        assert found.value("swaptide_disk_spill_store_size_bytes", **labels) == slots * segment
+    assert found.value("swaptide_disk_spill_size_bytes", disk="g1") == 690 * segment
 
 
 def test_buckets_are_those_of_the_state_file(host: Host) -> None:

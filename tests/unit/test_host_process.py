@@ -71,7 +71,7 @@ def test_end_kills_what_ignores_sigterm(tmp_path: pathlib.Path) -> None:
 def test_death_is_noticed(tmp_path: pathlib.Path) -> None:
     async def body() -> None:
         async with spawned(tmp_path, "exit 3") as live:
-            await asyncio.wait_for(live.exited.wait(), 5)
+            await asyncio.wait_for(live.exited.wait(), 60)
             assert await live.end()
 
     asyncio.run(body())

@@ -208,14 +208,15 @@ def test_it_does_not_go_on_while_its_disk_is_being_emptied(
     let_go = threading.Event()
 
     def slow(socket: str, disk_id: str, size: int, stop: threading.Event) -> wipe.Outcome:
-        assert stop.wait(20)  # asked to stop, in the middle of a request
-        let_go.wait(20)
+        assert stop.wait(60)  # asked to stop, in the middle of a request
+        let_go.wait(60)
         return wipe.Outcome.STOPPED
 
     async def body() -> None:
         async with scene(tmp_path, monkeypatch) as at:
             monkeypatch.setattr(wipe, "empty", slow)
             at.resets.note(at.guest, time.time(), ["g1"])
+            await wait_for(lambda: at.done == ["stop"])
             await asyncio.sleep(0.5)
             assert at.done == ["stop"] and at.marker.exists()
             let_go.set()
@@ -226,7 +227,7 @@ def test_it_does_not_go_on_while_its_disk_is_being_emptied(
 
 def test_a_daemon_that_ends_lets_it_go(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(socket: str, disk_id: str, size: int, stop: threading.Event) -> wipe.Outcome:
-        stop.wait(20)
+        stop.wait(60)
         return wipe.Outcome.STOPPED
 
     async def body() -> None:
@@ -248,7 +249,7 @@ def test_a_daemon_that_ends_over_a_dead_disk_leaves_it_to_the_next_one(
     let_go = threading.Event()
 
     def dead(*rest: Any) -> wipe.Outcome:
-        let_go.wait(20)
+        let_go.wait(60)
         return wipe.Outcome.STOPPED
 
     async def body() -> None:

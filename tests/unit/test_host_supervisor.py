@@ -25,7 +25,7 @@ def test_an_unexpected_exception_fails_the_disk_and_no_more(
         keeper = supervisor.Keeper(config.load(None, tmp_path), tmp_path, disk, _saved)
         monkeypatch.setattr(keeper, "_adopt", broken)
         keeper.start()
-        await asyncio.wait_for(keeper.settled.wait(), 5)
+        await asyncio.wait_for(keeper.settled.wait(), 60)
         assert (keeper.state, "embedded null byte" in keeper.error) == (supervisor.State.FAILED, True)
         await keeper.stop()
         assert keeper.state is supervisor.State.STOPPED

@@ -31,7 +31,7 @@ PAGES = SHAPE.pages
 STAMP = struct.Struct("<QQ")
 SEGMENT_ENTRY = struct.Struct("<QQQII")
 FUZZ_SECONDS = float(os.environ.get("SWAPTIDE_FUZZ_SECONDS") or 60)
-CHILD_SECONDS = 30
+CHILD_SECONDS = 120
 
 # What a child found, as its exit status.
 SERVED, REFUSED, WRONG = 0, 3, 4

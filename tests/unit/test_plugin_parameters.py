@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from swaptide.cache import engine, logs
+from swaptide.cache import engine, logs, sizes
 from swaptide.cache.errors import UsageError
 from swaptide.nbdkit_plugin import parameters
 
@@ -13,13 +13,13 @@ from swaptide.nbdkit_plugin import parameters
     ("text", "value"), [("4096", 4096), ("512M", 512 << 20), ("4G", 4 << 30), ("1t", 1 << 40), ("8KiB", 8192)]
 )
 def test_sizes_are_powers_of_1024(text: str, value: int) -> None:
-    assert parameters.parse_size("size", text) == value
+    assert sizes.parse("size", text) == value
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "4X", "1.5G", "M", "0x10", "4 G", "９M9", "65T", "9" * 5000])
 def test_what_is_no_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(UsageError, match="size="):
-        parameters.parse_size("size", text)
+        sizes.parse("size", text)
 
 
 def test_every_parameter_reaches_its_field() -> None:

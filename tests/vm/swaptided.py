@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 20.0
-GRACE_SECONDS: Final = 3.0
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 60.0
+GRACE_SECONDS: Final = 30.0
 COMMAND_SECONDS: Final = 90.0
 # On a real filesystem: spill files are written with direct I/O, which tmpfs refuses on older kernels.
 PLACE: Final = pathlib.Path("/var/tmp")

@@ -51,7 +51,7 @@ class Hand:
         """Watch a guest."""
 
         async def body() -> None:
-            await self.registry.add(entry).tried(10)
+            await self.registry.add(entry).tried(60)
 
         self._do(body())
 
@@ -74,7 +74,7 @@ class Hand:
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result(30)
+        return future.result(90)
 
 
 def wait_until(guest: machine.Machine, condition: Callable[[], bool], what: str) -> None:

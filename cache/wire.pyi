@@ -1,0 +1,1 @@
+"""One lane of a spill store over NBD: nothing for Python; see wire.pyx."""

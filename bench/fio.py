@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any, Final
 
 from bench import measure
@@ -98,14 +99,16 @@ def nbd(
     directory: pathlib.Path,
     seconds: float | None = None,
     at_most_seconds: float | None = None,
+    prefix: Sequence[str] = (),
 ) -> Result:
     """Run `pattern` on the first `size_bytes` of an NBD disk.
 
     With `seconds`, for that long, at random places with replacement; without, once over the whole, every
-    block once, for `at_most_seconds`.  `directory` is where fio leaves its files.  Raises ContenderError.
+    block once, for `at_most_seconds`.  `directory` is where fio leaves its files, `prefix` what starts
+    it, in a cgroup for example.  Raises ContenderError.
     """
     target = ["--ioengine=nbd", f"--uri={uri}"]
-    return _run(target, pattern, size_bytes, directory, seconds, at_most_seconds)
+    return _run(target, pattern, size_bytes, directory, seconds, at_most_seconds, prefix)
 
 
 def direct(
@@ -140,8 +143,9 @@ def _run(
     directory: pathlib.Path,
     seconds: float | None,
     at_most_seconds: float | None,
+    prefix: Sequence[str] = (),
 ) -> Result:
-    command = [*_options(pattern, size_bytes), *target]
+    command = [*prefix, *_options(pattern, size_bytes), *target]
     limit = seconds or at_most_seconds
     if limit is not None:
         command.append(f"--runtime={round(limit * 1000)}ms")

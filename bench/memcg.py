@@ -27,11 +27,11 @@ def limited(limit_bytes: int) -> Iterator[pathlib.Path | None]:
         yield group / "cgroup.procs" if group is not None else None
     finally:
         if group is not None:
-            _remove(group)
+            remove(group)
 
 
 def _make(limit_bytes: int) -> pathlib.Path | None:
-    for parent, limit in _parents():
+    for parent, limit in parents("memory", ("memory.limit_in_bytes", "memory.max")):
         group = parent / f"swaptide-bench-{os.getpid()}-{next(_numbers)}"
         try:
             group.mkdir()
@@ -46,21 +46,24 @@ def _make(limit_bytes: int) -> pathlib.Path | None:
     return None
 
 
-def _parents() -> Iterator[tuple[pathlib.Path, str]]:
-    """Where a group may be made, the nearest first, with the name of the file that limits it."""
+def parents(controller: str, files: tuple[str, str]) -> Iterator[tuple[pathlib.Path, str]]:
+    """Where a group of `controller` may be made, the nearest first, with the name of the file that sets it.
+
+    `files` are its names in v1 and v2.
+    """
     for line in (_PROC / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            kind, limit = "memory", "memory.limit_in_bytes"
+        if controller in controllers.split(","):
+            kind, name = controller, files[0]
         elif not controllers:
-            kind, limit = "cgroup2", "memory.max"
+            kind, name = "cgroup2", files[1]
         else:
             continue
         for mount in _mounts(kind):
             own = mount / path.lstrip("/")
             for parent in (own, *own.parents):
                 if parent.is_relative_to(mount) and parent.is_dir():
-                    yield parent, limit
+                    yield parent, name
 
 
 def _mounts(kind: str) -> Iterator[pathlib.Path]:
@@ -71,7 +74,8 @@ def _mounts(kind: str) -> Iterator[pathlib.Path]:
             yield pathlib.Path(fields[4])
 
 
-def _remove(group: pathlib.Path) -> None:
+def remove(group: pathlib.Path) -> None:
+    """Remove a group; one that is never empty stays."""
     deadline = time.monotonic() + _REMOVE_SECONDS
     while True:
         try:

@@ -41,6 +41,8 @@ MODULES: tuple[str, ...] = (
     "bench.rows_memory",
     "bench.rows_cost",
     "bench.rows_scrape",
+    "bench.rows_scale",
+    "bench.rows_neighbour",
 )
 RESULTS: Final = ROOT / "bench" / "results"
 FULL: Final = measure.Plan(rounds=5, seconds=1.5, quick=False)

@@ -130,6 +130,14 @@ TARGETS: Final[tuple[Target, ...]] = (
         *("read hits while 64 disks are scraped once a second", "the same, not scraped", "at least", 1.0),
         *("hits-while-scraped", "rate"),
     ),
+    Target("64 disks: all of them started", "", "under", 20.0, "scale-64", "starting", "s"),
+    Target(
+        "64 disks: RAM of each at rest", "", "at most", 48.0, "scale-64", "RAM of a process at rest", "MiB"
+    ),
+    Target(
+        *("p99 of hits beside a guest at full speed, equal CPU weights", "alone", "at most", 1.2),
+        *("neighbour-equal", "p99"),
+    ),
 )
 
 

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable
 
 from swaptide.cache import (
-    exports,
     face,
     geometry,
     guard,
@@ -185,6 +184,9 @@ class Engine:
                 timeout_seconds=_timeout(settings),
             )
         if isinstance(path, uris.Uri):
+            # Here: libnbd and all that comes with it, which a file is served without.
+            from swaptide.cache import exports
+
             return exports.create(
                 path,
                 state.shape,
@@ -239,6 +241,8 @@ class Engine:
                 settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
             )
         if isinstance(settings.spill, uris.Uri):
+            from swaptide.cache import exports
+
             return exports.reopen(
                 settings.spill, state.shape, disk_id, timeout_seconds=_timeout(settings), wary=died
             )
@@ -271,6 +275,10 @@ class Engine:
             mapping.set_control_word(
                 layout.CONTROL.index("clean_ahead_permille"), round(settings.clean_ahead * 1000)
             )
+        if settings.spill_timeout_seconds is not None:
+            mapping.set_control_word(
+                layout.CONTROL.index("spill_timeout_ms"), round(settings.spill_timeout_seconds * 1000)
+            )
 
     def _write_first(self, page: bytes) -> None:
         """Write the first page of a new disk; the movers do not run yet, so make room by hand."""
@@ -296,6 +304,7 @@ class Engine:
             self._state.path,
             self._spill.reserved_bytes,
             str if isinstance(self._spill, pairs.Pair) else self._spill.trouble,
+            self._spill.set_timeout,
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
@@ -372,6 +381,8 @@ class Engine:
 
 
 def _timeout(settings: Settings) -> float:
+    from swaptide.cache import exports
+
     wanted = settings.spill_timeout_seconds
     return exports.DEFAULT_TIMEOUT_SECONDS if wanted is None else wanted
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS: Final = 0.1
 IDLE_SECONDS: Final = 1.0
+# Of which nothing is wanted, and where nothing moves: words that change are noticed at once all the same.
+CALM_SECONDS: Final = 5.0
+CALM_AFTER_SECONDS: Final = 10.0
 # nbdkit keeps one buffer per thread, as large as the largest request it saw: 16 threads of 1 MiB for each
 # connection, and for each thread its stack and Python's state of it (measured: 14 KiB, and 20 for the first).
 # Those of the first connection are in the base; those of any other are charged when it is opened.
@@ -40,7 +43,7 @@ FREEZING_SECONDS: Final = 0.01
 # The walk over all segments that tells what lives by age is not done more often.
 AGES_SECONDS: Final = 1.0
 # Words that are obeyed as soon as they change.  A deadline is written before its target, so it is read after.
-_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns", "frozen")
+_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns", "frozen", "spill_timeout_ms")
 _ACTIVITY = (
     "reads",
     "writes",
@@ -64,21 +67,26 @@ class Governor:
         state_path: pathlib.Path | None,
         reserved_bytes: int,
         store_trouble: Callable[[], str] = str,
+        set_store_timeout: Callable[[float | None], None] = lambda seconds: None,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
         self._movers = movers
+        movers.stirred = lambda: self._changed.set()
         self._store_trouble = store_trouble
+        self._set_store_timeout = set_store_timeout
         self._told_trouble = ""
         self._state_fd = state_fd
         self._state_path = state_path
         self._applying = threading.Lock()
         self._meter = memory.Meter()
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connections = 0
         # What a damaged state file says must not be more than a word holds.
         self._heard: tuple[int, ...] = ()
         self._activity: tuple[int, ...] = ()
+        self._active_at = time.monotonic()
         self._ages_at = 0.0
         self._told_frozen: int | None = None
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
@@ -90,16 +98,25 @@ class Governor:
     async def run(self) -> None:
         """Follow the control words until cancelled."""
         watch = self._watch()
+        self._loop = asyncio.get_running_loop()
         try:
             while True:
                 self._changed.clear()
                 self.apply()
                 self._publish()
-                await self._wait_for_news(ACTIVE_SECONDS if self._is_active() else IDLE_SECONDS)
+                await self._wait_for_news(self._pause_seconds(watched=watch is not None))
         finally:
             if watch is not None:
                 asyncio.get_running_loop().remove_reader(watch)
                 os.close(watch)
+
+    def _pause_seconds(self, *, watched: bool) -> float:
+        now = time.monotonic()
+        if self._is_active():
+            self._active_at = now
+            return ACTIVE_SECONDS
+        calm = watched and self._movers.calm and now - self._active_at >= CALM_AFTER_SECONDS
+        return CALM_SECONDS if calm else IDLE_SECONDS
 
     async def _wait_for_news(self, seconds: float) -> None:
         """Wait for a changed control word, or until a disk that is being frozen stands still."""
@@ -126,6 +143,10 @@ class Governor:
         """Charge the request buffers of `count` connections before they grow.  Any thread may call this."""
         self._connections = count
         self.apply()
+        self._active_at = time.monotonic()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._changed.set)
 
     def wait_for_room(self, pause: Callable[[float], bool]) -> bool:
         """Wait, not for ever, until what the connections are charged is below the target.  Any thread.
@@ -166,7 +187,8 @@ class Governor:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
-            orders = self._orders(*self._heard[1:])
+            orders = self._orders(*self._heard[1:-1])
+            self._set_store_timeout(layout.spill_timeout_seconds(self._heard[-1]))
             self._segments.set_frozen(orders.frozen)
             self._movers.order(orders)
             self._segments.set_budget(target, self._charge_bytes(private))

@@ -77,7 +77,13 @@ DISCARD_BATCH: Final = 4
 # How long a segment whose read failed is left alone.
 FORGIVE_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
-# How often work that is done ahead of need looks whether it is still welcome.
+# A disk of which nothing was wanted for so long looks less often: a hundred idle disks are not to be felt.
+CALM_AFTER_SECONDS: Final = 10.0
+CALM_SECONDS: Final = 5.0
+# How long staging buffers are kept that nobody writes from.
+STAGED_SECONDS: Final = 5.0
+# How often work that is done ahead of need looks whether it is still welcome; less and less often, up to
+# IDLE_SECONDS, where it is not.
 AHEAD_SECONDS: Final = 0.05
 # Cores without work from which on one counts as idle.
 IDLE_CORES: Final = 0.5
@@ -85,6 +91,8 @@ IDLE_CORES: Final = 0.5
 PACKER_NICENESS: Final = 5
 # Left free below a memory cgroup's limit, in bytes: request buffers (16 MiB) and what the kernel charges.
 CGROUP_MARGIN_BYTES: Final = 24 << 20
+# Of that, what a staging buffer leaves.
+STAGE_MARGIN_BYTES: Final = 8 << 20
 
 
 class Snapshot(NamedTuple):
@@ -119,7 +127,7 @@ class Wish(NamedTuple):
 
     `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
     `demand`: segments that the guest filled lately, per second, at most; `recent`: how many it filled in the
-    last rates.RECENT_SECONDS.
+    last rates.RECENT_SECONDS.  `resting`: nothing was wanted for a good while.
     """
 
     compress: bool = False
@@ -128,6 +136,7 @@ class Wish(NamedTuple):
     clean: int = 0
     demand: float = 0.0
     recent: int = 0
+    resting: bool = False
     idle_core: bool = False
     idle_disk: bool = False
 
@@ -196,7 +205,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
     if short <= 0 and drop == 0:
         stiff = now.dirty - now.raw - now.packed
-        better = wish.strengthen and now.packed > 0 and scarce
+        better = wish.strengthen and now.packed > 0 and scarce and over <= 0
         if unpacked and scarce:
             ahead = True
             pack = int(wish.idle_core and not busy.packing)
@@ -216,7 +225,7 @@ def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
     elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
         populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
     # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
-    keep = 2 * wanted + SPARE_SLOTS + wish.recent
+    keep = wanted if wish.resting else 2 * wanted + SPARE_SLOTS + wish.recent
     return Plan(
         punch=now.to_punch > 0 or (over > 0 and now.free > 1),
         release=now.free - keep if now.free > keep and not now.waiting else 0,
@@ -321,7 +330,12 @@ class Movers:
         self._segments = segments
         self._kick_fd = kick_fd
         self._awake = asyncio.Event()
-        self._idle_spillers = list(range(SPILLERS))
+        # Worker 0 first, whose buffer is always there.
+        self._idle_spillers = list(reversed(range(SPILLERS)))
+        self._spilled_at = time.monotonic()
+        self._staged = True
+        self._looked_last: Snapshot | None = None
+        self._calm_since = time.monotonic()
         self._idle_packers = list(range(PACKERS))
         self._cleaning = False
         self._populating = False
@@ -347,9 +361,11 @@ class Movers:
         self._guest_at = (0, 0)  # how many segments it began, and how full the last one is
         self._guest_since = 0.0
         self._ahead = False
+        self._ahead_seconds = AHEAD_SECONDS
         self._disk_idle = False
         self._looked_at = 0.0
         self._misses = 0
+        self.stirred: Callable[[], None] = lambda: None  # called when a calm disk is wanted again
         self.degraded = False
         self._trouble = ""  # why, in words
         self._stores = Stores(stores, segments)
@@ -383,7 +399,7 @@ class Movers:
                 else:
                     self._start(self._look())
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(AHEAD_SECONDS if self._ahead else IDLE_SECONDS):
+                    async with asyncio.timeout(self._pause_seconds()):
                         await self._awake.wait()
         finally:
             loop.remove_reader(self._kick_fd)
@@ -395,7 +411,25 @@ class Movers:
 
     def _kicked(self) -> None:
         os.eventfd_read(self._kick_fd)
+        if self.calm:
+            self.stirred()
         self._awake.set()
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing moved for a while, and no memory cgroup or pair of stores has to be watched.
+
+        On the loop alone.
+        """
+        return self._room is None and not self._stores and self._rests()
+
+    def _rests(self) -> bool:
+        return time.monotonic() - self._calm_since >= CALM_AFTER_SECONDS
+
+    def _pause_seconds(self) -> float:
+        if self._ahead:
+            return self._ahead_seconds
+        return CALM_SECONDS if self.calm else IDLE_SECONDS
 
     def _look(self) -> Snapshot:
         self._ask_host()
@@ -404,6 +438,8 @@ class Movers:
             if self._room is not None:
                 self._room -= granted
         now = Snapshot(*self._segments.snapshot())
+        if now != self._looked_last or self._tasks:
+            self._looked_last, self._calm_since = now, time.monotonic()
         # Where the host gives no more, what there is has to do, whatever the target says.
         return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
 
@@ -423,8 +459,19 @@ class Movers:
     def _start(self, now: Snapshot) -> None:
         emptiest = self._look_for_emptiest() if now.populated >= now.limit else geometry.CONTENT_BYTES
         busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
-        todo = plan(now, busy, self._wish(now), emptiest)
+        wish = self._wish(now)
+        todo = plan(now, busy, wish, emptiest)
+        if wish.resting and self._segments.seal_dead():
+            self._awake.set()
         self._ahead = todo.ahead
+        if todo.spill or todo.pack or self._tasks or not todo.ahead:
+            self._ahead_seconds = AHEAD_SECONDS
+        else:
+            self._ahead_seconds = min(2 * self._ahead_seconds, IDLE_SECONDS)
+        if todo.spill:
+            self._spilled_at, self._staged = time.monotonic(), True
+        elif self._staged and len(self._idle_spillers) == SPILLERS:
+            self._unstage()
         self._segments.set_keep_free(todo.keep_free)
         if todo.seal_packers and not busy.packing:
             self._segments.seal_packers()
@@ -450,6 +497,13 @@ class Movers:
         if self._may_discard(todo):
             self._discarding = True
             self._spawn(self._discard())
+
+    def _unstage(self) -> None:
+        """Give back the buffers that were not written from for a while."""
+        if time.monotonic() - self._spilled_at >= STAGED_SECONDS:
+            self._moves.unstage()
+            self._idle_spillers.sort(reverse=True)
+            self._staged = False
 
     def _may_discard(self, todo: Plan) -> bool:
         """Whether the store is at leisure, and keeps more than it need."""
@@ -495,6 +549,7 @@ class Movers:
             clean=int(now.limit * orders.clean_ahead),
             demand=self.rates.demand(opened, clock),
             recent=self.rates.recent(opened, clock),
+            resting=self._rests(),
             idle_core=spare.cores >= IDLE_CORES,
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )
@@ -539,9 +594,9 @@ class Movers:
     async def _spill(self, worker: int, most: int, *, ahead: bool) -> None:
         begun = time.monotonic()
         try:
-            result = await self._call(self._moves.spill, worker, most, not ahead)
+            result = await self._call(self._stage_and_spill, worker, most, not ahead)
             if result == -errno.EAGAIN:
-                await asyncio.sleep(PAUSE_SECONDS)  # the store broke off: written anew
+                await asyncio.sleep(PAUSE_SECONDS)  # the store broke off: written anew; or no buffer
             elif result < 0:
                 await self._store_failed(-result)
             elif result > 0:
@@ -551,6 +606,15 @@ class Movers:
                 await asyncio.sleep(PAUSE_SECONDS)  # nothing may be written now: the cleaner is at it
         finally:
             self._idle_spillers.append(worker)
+
+    def _stage_and_spill(self, worker: int, most: int, give_back: bool) -> int:
+        if not self._moves.is_staged(worker):
+            room = self._headroom.bytes()
+            if room is not None and room < STAGE_MARGIN_BYTES + geometry.SEGMENT_BYTES:
+                return -errno.EAGAIN
+            if not self._moves.stage(worker):
+                return -errno.EAGAIN
+        return self._moves.spill(worker, most, give_back)
 
     async def _pack(self, worker: int, keep_raw: int) -> None:
         begun = time.monotonic()

@@ -86,7 +86,13 @@ from swaptide.cache.words cimport (
     WRITTEN_AHEAD_SEGMENTS,
 )
 
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *addr, size_t length, int advice) noexcept
+    enum: MADV_DONTNEED
+
 cdef enum:
+    ADVICE_POPULATE_WRITE = 23          # Linux 5.14: an error where a plain touch would be a signal
+    ADVICE_DONTNEED_LOCKED = 24         # Linux 5.18: also what mlockall locked
     MAX_SPILLERS = 16
     MAX_PACKERS = 16
     # Segments of one spiller that a store is asked to keep at once: until then they hold their RAM.
@@ -118,6 +124,7 @@ cdef class Moves:
     cdef Log log
     cdef Segments segments
     cdef char *memory
+    cdef bint staged[MAX_SPILLERS]              # whether that part of the memory is there
     cdef sealer sealers[MAX_SPILLERS + 1]       # each goes with its part of the memory
     cdef Packing packings[MAX_PACKERS]
     cdef uint8_t opened[CHUNKS]                 # of the segment that is cleaned from disk: 1 open, 2 damaged
@@ -137,6 +144,8 @@ cdef class Moves:
             raise MemoryError()
         memset(memory, 0, (spillers + 2) * SEGMENT_BYTES)
         self.memory = <char *> memory
+        for i in range(spillers):
+            self.staged[i] = True
         for i in range(spillers + 1):
             if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
                 raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
@@ -153,12 +162,38 @@ cdef class Moves:
             unpacker_end(&self.packings[i].undo)
         free(self.memory)
 
+    def is_staged(self, int worker):
+        """Whether a worker's staging buffer is there."""
+        return bool(self.staged[worker])
+
+    def stage(self, int worker):
+        """Have a worker's staging buffer there; false where the host does not give it."""
+        cdef int result = 0
+        if not self.staged[worker]:
+            with nogil:
+                result = madvise(self.memory + worker * SEGMENT_BYTES, SEGMENT_BYTES, ADVICE_POPULATE_WRITE)
+            self.staged[worker] = result == 0
+        return bool(self.staged[worker])
+
+    def unstage(self):
+        """Give the staging buffers back to the host; no worker may be busy.
+
+        Worker 0's and the cleaner's stay: who has to write under pressure never waits for memory to do it in.
+        """
+        cdef char *buffer
+        cdef int i
+        for i in range(1, self.spillers):
+            buffer = self.memory + i * SEGMENT_BYTES
+            if self.staged[i] and (madvise(buffer, SEGMENT_BYTES, ADVICE_DONTNEED_LOCKED) == 0
+                                   or madvise(buffer, SEGMENT_BYTES, MADV_DONTNEED) == 0):
+                self.staged[i] = False
+
     def spill(self, int worker, int most, bint give_back):
         """Write up to `most` dirty segments to disk, by turn; with `give_back` drop each at once.
 
         How many; 0: none to be had; -errno: the store failed.  `worker` names the staging buffer, 0 up to
-        `spillers` - 1; no two calls at once may share one.  What a store has to be asked to keep is
-        asked for some at a time.
+        `spillers` - 1, which has to be there; no two calls at once may share one.  What a store has to be
+        asked to keep is asked for some at a time.
         """
         cdef int result = 0, done = 0, n = 0, last
         cdef Written written[COMMIT_BATCH]
@@ -246,8 +281,10 @@ cdef class Moves:
                 continue
             count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
             if give_back and self.segments.is_short():
-                self.segments.drop(written[i].segment)
-                self.segments.punch(0)
+                # A store may fail again by now.
+                if not self.segments.keep(written[i].segment):
+                    self.segments.drop(written[i].segment)
+                    self.segments.punch(0)
             else:
                 self.segments.unclaim(written[i].segment)
             if not give_back:

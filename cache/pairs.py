@@ -10,12 +10,17 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Union
 
-from swaptide.cache import exports, geometry, pair, places, spillfile, uris
+from swaptide.cache import geometry, pair, places, spillfile, uris
 from swaptide.cache.errors import SetupError, UsageError
 
+if TYPE_CHECKING:
+    # Else where it is needed, as in engine.py.
+    from swaptide.cache import exports
+
 # A file or device, or an NBD export; both have the same methods.
-Single = spillfile.SpillFile | exports.Export
+Single = Union[spillfile.SpillFile, "exports.Export"]
 
 
 class Pair:
@@ -35,6 +40,11 @@ class Pair:
         """As of one store, for both."""
         for part in self.parts:
             part.start(may_die=may_die)
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """As of one store, for both."""
+        for part in self.parts:
+            part.set_timeout(seconds)
 
     def wind_up(self) -> bool:
         """As of one store, for both."""
@@ -95,6 +105,8 @@ def create(
     def make(part: int, place: uris.Place) -> Single:
         own = _shape_of(part, shape)
         if isinstance(place, uris.Uri):
+            from swaptide.cache import exports
+
             return exports.create(
                 place, own, disk_id, state_path, force=force, timeout_seconds=timeout_seconds, part=part
             )
@@ -122,6 +134,8 @@ def reopen(
     def opened(part: int, place: uris.Place) -> Single:
         own = _shape_of(part, shape)
         if isinstance(place, uris.Uri):
+            from swaptide.cache import exports
+
             return exports.reopen(place, own, disk_id, timeout_seconds=timeout_seconds, wary=wary, part=part)
         return spillfile.reopen(place, own, disk_id, part=part)
 
@@ -160,6 +174,8 @@ def _refuse_same(path: pathlib.Path, disk_id: str) -> None:
 def _size_of(part: places.Part, shape: geometry.Geometry) -> int:
     """What may be used of a store, in bytes."""
     if isinstance(part.place, uris.Uri):
+        from swaptide.cache import exports
+
         there = exports.size_of(part.place)
     elif (found := _device_bytes(part.place)) is not None:
         there = found

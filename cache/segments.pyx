@@ -495,6 +495,19 @@ cdef class Segments:
             self._seal(GUEST)
         pthread_mutex_unlock(&self.lock)
 
+    def seal_dead(self):
+        """Close what is open and holds nothing that lives, so that it is freed; returns how many."""
+        cdef int head, done = 0
+        pthread_mutex_lock(&self.lock)
+        for head in range(HEADS):
+            # What is reserved counts as live, and is reserved under the lock.
+            if (self.heads[head].segment != NO_SEGMENT
+                    and load64s(&self.live[self.heads[head].segment]) == 0):
+                self._seal(head)
+                done += 1
+        pthread_mutex_unlock(&self.lock)
+        return done
+
     # Freeing.  A segment is freed by whoever takes away the last of: its live pieces, its pins, its claim.
 
     cdef void _reap_unlocked(self, uint32_t segment) noexcept nogil:
@@ -793,6 +806,8 @@ cdef class Segments:
         """
         cdef uint64_t place
         cdef bint kept
+        if self.slots.stores == 1:
+            return False
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
         kept = self.slots.has_refuge(self.slots.store_of(disk_of(place) - 1), CLEANER_DISK_SLOTS)

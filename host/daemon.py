@@ -27,6 +27,7 @@ from swaptide.host import (
     memory,
     notify,
     scrapes,
+    shares,
     spills,
     steering,
 )
@@ -46,6 +47,7 @@ def run(chosen: config.Config) -> None:
     if chosen.balloon:
         steering.check(chosen)
     faulthandler.enable()  # whoever finds us hanging and aborts us, finds in the log where
+    shares.Shares(chosen.cgroup).check()
     _keep_descriptors()
     listener.check(chosen.control_socket)
     if chosen.memory_dir is None:

@@ -28,6 +28,7 @@ from swaptide.host import (
     spills,
     steps,
     supervisor,
+    turns,
 )
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Disks:
         self._store = store
         self._servants = servants or isolation.Servants()
         self.squeezes = stopwatch.Stopwatch()
+        self._turns = turns.Turns()
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
         self._removals: set[asyncio.Task[None]] = set()
@@ -223,7 +225,7 @@ class Disks:
 
     def _keeper(self, definition: definitions.Definition) -> supervisor.Keeper:
         keeper = supervisor.Keeper(
-            self._config, self._memory_dir, definition, self._store.save, self._servants
+            self._config, self._memory_dir, definition, self._store.save, self._servants, self._turns
         )
         keeper.changed = lambda: self._changed(keeper)
         self._keepers[definition.name] = keeper
@@ -273,6 +275,7 @@ class Disks:
             await keeper.update(msgspec.structs.replace(keeper.definition, removing=True))
             left = await self._drop_contents(keeper, told, for_good=True)
             keeper.log_path.unlink(missing_ok=True)
+            keeper.shares.leave(name)
             try:
                 await self._store.forget(name)
                 await keeper.estate.release_user(keeper.definition)

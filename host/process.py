@@ -12,7 +12,7 @@ import pathlib
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 TERM_SECONDS = 2.0
 KILL_SECONDS = 1.0
@@ -63,10 +63,15 @@ class Process:
         self.exited.set()
 
 
-def spawn(command: Sequence[str], listener: socket.socket, log: pathlib.Path) -> Process:
+def spawn(
+    command: Sequence[str],
+    listener: socket.socket,
+    log: pathlib.Path,
+    place: Callable[[int], None] = lambda pid: None,
+) -> Process:
     """Start `command` with `listener` as its activation socket and its output appended to `log`.
 
-    Raises OSError if it cannot be started.
+    `place` is called with its id before it runs.  Raises OSError if it cannot be started.
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open(log, "ab", opener=_private))
@@ -80,6 +85,7 @@ def spawn(command: Sequence[str], listener: socket.socket, log: pathlib.Path) ->
             raise ChildProcessError(f"{command[0]} cannot be started: /bin/sh ended with status {status}")
         started = Process(int(os.read(pids, 32)))
         _spare(started.pid)
+        place(started.pid)
         os.write(go, b"\n")
         return started
 

@@ -30,7 +30,9 @@ from swaptide.host import (
     listener,
     memory,
     process,
+    shares,
     spills,
+    turns,
 )
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Keeper:
         definition: definitions.Definition,
         save: Callable[[definitions.Definition], Awaitable[None]],
         servants: isolation.Servants | None = None,
+        starts: turns.Turns | None = None,
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
@@ -80,8 +83,10 @@ class Keeper:
         self.deaths = deaths.Deaths()
         self.starts = 0  # processes that were started
         self.changed: Callable[[], None] = lambda: None  # called when `state` did
+        self._turns = starts or turns.Turns()
         self._servants = servants or isolation.Servants()
         self.estate = estate.Estate(self._servants, chosen.definitions_dir / f"{definition.name}.json")
+        self.shares = shares.Shares(chosen.cgroup)
         self._config = chosen
         self._memory_dir = memory_dir
         self._save = save
@@ -95,6 +100,11 @@ class Keeper:
     def serves(self) -> bool:
         """Whether a process answers requests right now, as far as is known."""
         return self.process is not None and self.state in (State.RUNNING, State.UNSTABLE)
+
+    @property
+    def spill_timeout_seconds(self) -> float | None:
+        """How long reads are to wait for the spill server; None where there is none."""
+        return launch.spill_timeout_seconds(self._config, self.definition)
 
     def start(self, *, force: bool = False) -> None:
         """Begin to keep the disk served; `force` lets the first start overwrite a spill path in use."""
@@ -162,6 +172,8 @@ class Keeper:
 
     async def update(self, definition: definitions.Definition) -> str | None:
         """Use `definition` from now on, and persist it; returns the trouble with that, if any."""
+        if definition.weight != self.definition.weight and self.process is not None:
+            self.shares.weigh(definition.name, definition.weight)
         self.definition = definition
         try:
             await self._save(definition)
@@ -201,8 +213,12 @@ class Keeper:
         while True:
             try:
                 if self.process is None:
-                    self.process = await self._adopt() or await self._spawn(force and failures == 0)
-                await self._until_serving(self.process)
+                    self.process = await self._adopt()
+                if self.process is None:
+                    await self._begin(force and failures == 0)
+                else:
+                    await self._until_serving(self.process)
+                assert self.process is not None
                 await self._note_served()
                 if await self._while_serving(self.process):
                     failures = 0
@@ -303,6 +319,7 @@ class Keeper:
             if found is not None:
                 with contextlib.suppress(SetupError, OSError):
                     await self._find_user(fresh=False)
+                self._place(found.pid)
                 log.info("process adopted name=%s pid=%d", self.definition.name, found.pid)
                 self._answered_before = -1  # whatever it answered was for another daemon to see
                 return found
@@ -311,6 +328,13 @@ class Keeper:
                 complained = True
                 self.settled.set()
             await asyncio.sleep(_OWNER_SECONDS if complained else _POLL_SECONDS)
+
+    async def _begin(self, force: bool) -> None:
+        """Start a process and wait until it serves, when it is our turn; clients find a queue meanwhile."""
+        self._listen()
+        async with self._turns.take():
+            self.process = await self._spawn(force)
+            await self._until_serving(self.process)
 
     async def _spawn(self, force: bool) -> process.Process:
         launch.require(self._config.nbdkit)
@@ -329,11 +353,14 @@ class Keeper:
         command = launch.command(
             self._config, self.definition, fresh=fresh, force=force, user=self.estate.user
         )
-        started = process.spawn(command, self._listener, self.log_path)
+        started = process.spawn(command, self._listener, self.log_path, self._place)
         self.starts += 1
         level = logging.DEBUG if self.deaths.unstable else logging.INFO
         log.log(level, "process started name=%s pid=%d", self.definition.name, started.pid)
         return started
+
+    def _place(self, pid: int) -> None:
+        self.shares.enter(self.definition.name, pid, self.definition.weight)
 
     async def _renew(self) -> None:
         """The state file is gone, with the host or by hand: the disk comes back empty, as another one."""

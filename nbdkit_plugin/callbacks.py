@@ -8,13 +8,16 @@ import errno
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import nbdkit
 
-from swaptide.cache import endpoint, engine, geometry, guard, logs
+from swaptide.cache import engine, geometry, guard, logs
 from swaptide.cache.errors import SwaptideError
-from swaptide.nbdkit_plugin import hot, parameters, quit, scrapes
+from swaptide.nbdkit_plugin import hot, parameters, quit
+
+if TYPE_CHECKING:
+    from swaptide.cache import endpoint
 
 API_VERSION = 2
 
@@ -22,9 +25,9 @@ log = logging.getLogger("swaptide.plugin")
 
 _settings = engine.Settings()
 _disk: engine.Engine | None = None
-_metrics: endpoint.Address | None = None
+_metrics: "endpoint.Address | None" = None
 _log_format = logs.Form.TEXT
-_scraped: endpoint.Endpoint | None = None
+_scraped: "endpoint.Endpoint | None" = None
 
 
 def _die(message: str) -> NoReturn:
@@ -92,6 +95,8 @@ def after_fork() -> None:
     global _scraped
     disk = _engine()
     if _metrics is not None:
+        from swaptide.nbdkit_plugin import scrapes  # under the daemon nobody asks the disk itself
+
         # Before the start, which measures what the process takes by itself.
         _scraped = scrapes.serve(disk, _metrics)
     try:

@@ -4,10 +4,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from swaptide.cache import endpoint, engine, geometry, layout, logs, places, sizes
+from swaptide.cache import engine, geometry, layout, logs, places, sizes
 from swaptide.cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from swaptide.cache import endpoint
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SHOWN_CHARS: Final = 40
@@ -98,8 +101,10 @@ def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     return dataclasses.replace(settings, **{field: parsed})
 
 
-def metrics(value: str) -> endpoint.Address | None:
+def metrics(value: str) -> "endpoint.Address | None":
     """The address of the parameter `metrics`, None for off.  Raises UsageError for what is none."""
+    from swaptide.cache import endpoint  # half a MiB, for the few disks that are asked
+
     return endpoint.parse(METRICS, value)
 
 

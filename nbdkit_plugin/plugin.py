@@ -16,6 +16,9 @@ for _root in (_HERE.parents[2], _HERE.parents[1] / "src"):
         sys.path.insert(0, str(_root))
         break
 
+# asyncio takes TLS where it is there, and nothing here speaks it: 1.5 MiB of each disk's process.
+sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+
 from swaptide.nbdkit_plugin.callbacks import (  # noqa: E402
     API_VERSION,
     after_fork,

@@ -74,7 +74,7 @@ def test_list_names_all_rows(tmp_path: pathlib.Path) -> None:
 
 def test_the_real_rows_can_be_listed() -> None:
     rows = run.collect(run.MODULES)
-    groups = {"nbd", "cap", "reclaim", "remote", "guest", "memory", "scrape"}
+    groups = {"nbd", "cap", "reclaim", "remote", "guest", "memory", "scrape", "scale", "neighbour"}
     assert rows and {row.group for row in rows} <= groups
 
 

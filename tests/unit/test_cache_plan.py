@@ -242,6 +242,19 @@ def test_what_the_guest_overwrites_is_kept_for_its_next_writes() -> None:
     assert planned(movers.Wish(recent=40), free=40).release == 0
 
 
+def test_nothing_is_packed_anew_while_there_are_slots_to_give_back() -> None:
+    wish = movers.Wish(strengthen=True, idle_core=True)
+    slots = {"limit": 6, "populated": 7, "free": 2, "dirty": 13, "raw": 0, "packed": 1}
+    assert not planned(wish, **slots).strengthen and planned(wish, **slots).punch
+
+
+def test_a_disk_that_rested_keeps_two_free_slots() -> None:
+    assert planned(free=6).release == 0
+    assert planned(movers.Wish(resting=True), free=6).release == 4
+    assert planned(movers.Wish(resting=True), free=2).release == 0
+    assert planned(movers.Wish(resting=True), free=6, waiting=1).release == 0
+
+
 def test_the_guests_segment_is_closed_where_all_else_is_packed_and_ram_is_scarce() -> None:
     changes = {"populated": 80, "free": 4, "dirty": 70, "packed": 70, "guest_fill": 4096}
     assert planned(QUIET, **changes).seal_guest

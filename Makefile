@@ -12,6 +12,8 @@ export PYTHONSAFEPATH := 1
 MIN_TESTS := 1700
 # The same for `make cluster-test`.
 MIN_CLUSTER_TESTS := 9
+# The same for `make package-test`.
+MIN_PACKAGE_TESTS := 6
 # The same for `make vm-test`.  One scenario may be skipped: the BIOS guest under /dev/kvm, where that boots none.
 MIN_VM_TESTS := 30
 # More arguments for pytest: make test ARGS="-k layout -x"  (the minimum does not hold then).
@@ -38,12 +40,26 @@ run: setup ## watch a guest swap while its cache is squeezed and opened again (A
 .PHONY: test
 test: ## unit, hygiene and real tests, and a short guest (ARGS="-k ...")
 	@.ci/setup test
-	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long and not cluster" --session-timeout=5400 $(ARGS)
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_TESTS)) $(PYTEST) -m "not long and not cluster and not package" \
+		--session-timeout=5400 $(ARGS)
 
 .PHONY: cluster-test
 cluster-test: ## a disk whose spill is on a real Ceph cluster, made here for it, under five minutes (installs Ceph)
 	@.ci/setup cluster
 	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_CLUSTER_TESTS)) $(PYTEST) tests/cluster --session-timeout=900 $(ARGS)
+
+# For which releases: make deb RELEASES=trixie
+RELEASES :=
+
+.PHONY: deb
+deb: ## the Debian packages, in dist/, each built in a clean release (RELEASES="bookworm trixie")
+	@.ci/setup package
+	@$(PYTHON) tests/package/build.py $(RELEASES)
+
+.PHONY: package-test
+package-test: ## packages, wheel and source distribution on a clean Debian 12 and 13, in chroots (ARGS="-k bookworm")
+	@.ci/setup package
+	@SWAPTIDE_MIN_TESTS=$(if $(ARGS),0,$(MIN_PACKAGE_TESTS)) $(PYTEST) tests/package $(ARGS)
 
 .PHONY: vm-test
 vm-test: ## every guest scenario, an hour where guests are emulated (ACCEL=kvm|tcg)
@@ -52,7 +68,7 @@ vm-test: ## every guest scenario, an hour where guests are emulated (ACCEL=kvm|t
 
 .PHONY: test-long
 test-long: setup ## the tests that take minutes, without guests
-	@$(PYTEST) -m "long and not guest" $(ARGS)
+	@$(PYTEST) -m "long and not guest and not package" $(ARGS)
 
 .PHONY: race
 race: setup ## the race and model tests on a build whose threads dawdle at the dangerous places

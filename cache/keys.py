@@ -17,6 +17,7 @@ KEY_BYTES: Final = 32
 # Behind the key: how often a process has taken the disk over.
 _TAKEN: Final = struct.Struct("<Q")
 _USER_KEYRING: Final = -4  # KEY_SPEC_USER_KEYRING
+_PROCESS_KEYRING: Final = -2  # KEY_SPEC_PROCESS_KEYRING
 # The owner may do everything, also from a session that the user's keyring is not linked to, as of a service.
 _OWNER_ALL: Final = 0x3F3F0000
 _REMEDY: Final = (
@@ -38,6 +39,9 @@ def keep(disk_id: str, kept: bytearray) -> None:
     Raises SetupError.
     """
     library = _library()
+    # Only who can reach a key from its own keyrings may open it to the owner, and a service's session has no
+    # link to the user's keyring.
+    library.keyctl_link(_USER_KEYRING, _PROCESS_KEYRING)
     raw = (ctypes.c_char * len(kept)).from_buffer(kept)
     number = library.add_key(b"user", _name(disk_id), raw, len(kept), _USER_KEYRING)
     if number < 0 or library.keyctl_setperm(number, ctypes.c_uint32(_OWNER_ALL)) < 0:
@@ -118,6 +122,6 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL("libkeyutils.so.1", use_errno=True)
     except OSError as error:
         raise SetupError(f"{error}; install the Debian package libkeyutils1") from error
-    for name in ("keyctl_read", "keyctl_setperm", "keyctl_search", "keyctl_unlink", "keyctl_revoke"):
-        getattr(library, name).restype = ctypes.c_long
+    for name in ("read", "setperm", "search", "link", "unlink", "revoke"):
+        getattr(library, f"keyctl_{name}").restype = ctypes.c_long
     return library

@@ -5,6 +5,7 @@ It owns the asyncio loop that everything in host/ runs on, and is never in the d
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import os
@@ -24,6 +25,7 @@ from swaptide.host import (
     launch,
     listener,
     memory,
+    notify,
     scrapes,
     shares,
     spills,
@@ -44,6 +46,7 @@ def run(chosen: config.Config) -> None:
     servants = isolation.choose(chosen)
     if chosen.balloon:
         steering.check(chosen)
+    faulthandler.enable()  # whoever finds us hanging and aborts us, finds in the log where
     shares.Shares(chosen.cgroup).check()
     _keep_descriptors()
     listener.check(chosen.control_socket)
@@ -115,6 +118,7 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
     server = control.Control(chosen, served, watched, balloon)
     scraped = scrapes.Scrapes(chosen, served, watched, balloon)
     looked_after = health.Health(served.keepers)
+    manager = notify.Notifier(lambda: _status(served))
     try:
         served.start()
         watched.start()
@@ -123,8 +127,10 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         scraped.start()
         await server.open()
         log.info("serving run_dir=%s disks=%d pid=%d", chosen.run_dir, len(served), os.getpid())
+        manager.start()
         await ended.wait()
     finally:
+        await manager.close()
         await server.close()
         await scraped.close()
         await looked_after.close()
@@ -132,6 +138,11 @@ async def _serve(chosen: config.Config, served: disks.Disks) -> None:
         await watched.leave()
         await served.leave()
         log.info("ended run_dir=%s disks_left_serving=%d", chosen.run_dir, len(served))
+
+
+def _status(served: disks.Disks) -> str:
+    idle = sum(not keeper.serves for keeper in served.keepers())
+    return f"disks: {len(served)}" + (f", of which not running: {idle}" if idle else "")
 
 
 def _keep_descriptors() -> None:

@@ -1,0 +1,1 @@
+"""The packages on clean releases of Debian; `make package-test`."""

@@ -17,10 +17,10 @@ MIB = phases.MIB
 DATA_MIB, MEMORY_MIB = 320, 320
 # Emulated, beside other work.
 BOOT_SECONDS = 300.0
-STEP_SECONDS = 400.0
+STEP_SECONDS = 600.0
 SEED, CHANGED_SEED = 1, 2
 
-pytestmark = [pytest.mark.guest, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.guest, pytest.mark.long, pytest.mark.timeout(2400)]
 
 
 def digests() -> tuple[str, str]:

@@ -15,9 +15,8 @@ from typing import Final
 HERE: Final = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import tools  # noqa: E402
-
 import build  # noqa: E402
+import tools  # noqa: E402
 
 SOURCES: Final = HERE / "bios"
 CFLAGS: Final = (

@@ -19,9 +19,8 @@ HERE: Final = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import archive  # noqa: E402
-import tools  # noqa: E402
-
 import build  # noqa: E402
+import tools  # noqa: E402
 
 PROGRAMS: Final = HERE / "programs"
 # What the guest runs; everything else comes with Debian's essential packages.

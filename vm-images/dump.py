@@ -31,10 +31,10 @@ import build  # noqa: E402
 
 sys.path.insert(0, str(HERE.parent))
 
-import debian  # noqa: E402
-import tools  # noqa: E402
 from qemu.qmp import QMPError  # noqa: E402
 
+import debian  # noqa: E402
+import tools  # noqa: E402
 from bench import core  # noqa: E402
 from tests.vm import accel, image, machine  # noqa: E402
 

@@ -16,10 +16,9 @@ from typing import Final
 HERE: Final = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import build  # noqa: E402
 import debian  # noqa: E402
 import tools  # noqa: E402
-
-import build  # noqa: E402
 
 FILES: Final = HERE / "system"
 PACKAGES: Final = (

@@ -115,7 +115,7 @@ def main():
     await_go()
     say_digest(redis, "written")
     await_go()
-    write(redis, CHANGED_SEED, mib * MIB // 2)
+    write(redis, CHANGED_SEED, mib * MIB // 4)
     await_go()
     say_digest(redis, "changed")
     redis.ask((b"FLUSHALL",))

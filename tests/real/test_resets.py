@@ -112,7 +112,7 @@ def test_larger_pages_keep_their_swap_area(daemon: daemons.Daemon, page_bytes: i
     with daemons.client(report) as handle:
         handle.pwrite(header, 0)
     with machines.running(daemon.root, *qemu_words(daemon)) as vm:
-        machines.wait_while_booting()
+        vm.wait_until_booted()
         daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
         assert outcome(daemon, vm) == "'emptied'"
         assert daemon.show()["stored_pages"] <= page_bytes // PAGE

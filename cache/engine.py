@@ -275,6 +275,10 @@ class Engine:
             mapping.set_control_word(
                 layout.CONTROL.index("clean_ahead_permille"), round(settings.clean_ahead * 1000)
             )
+        if settings.spill_timeout_seconds is not None:
+            mapping.set_control_word(
+                layout.CONTROL.index("spill_timeout_ms"), round(settings.spill_timeout_seconds * 1000)
+            )
 
     def _write_first(self, page: bytes) -> None:
         """Write the first page of a new disk; the movers do not run yet, so make room by hand."""
@@ -300,6 +304,7 @@ class Engine:
             self._state.path,
             self._spill.reserved_bytes,
             str if isinstance(self._spill, pairs.Pair) else self._spill.trouble,
+            self._spill.set_timeout,
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)

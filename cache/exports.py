@@ -30,7 +30,12 @@ DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 # What a connection that broke may still hold is with the server's disk by then, once it answers again.
 DRAIN_SECONDS: Final = 1.0
 _PROBE_BYTES: Final = 1 << 20
-_STEP_BYTES: Final = 32 << 20
+# How much is made zeros, or forgotten, in one request, and how long that may take: an export that is being
+# emptied shows life oftener than whoever would take it by force looks.
+_STEP_BYTES: Final = 8 << 20
+_FORGET_BYTES: Final = 256 << 20
+STEP_SECONDS: Final = 4.0
+_DECLINED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _PAGE: Final = geometry.PAGE_BYTES
 # Of the header's page: machine id and name of the host.
 _HOST_OFFSET: Final = 2048
@@ -78,7 +83,7 @@ class Export:
     ) -> None:
         self.uri = uri
         self.reserved_bytes = shape.spill_bytes
-        stall_seconds = max(1.0, timeout_seconds / 2)
+        stall_seconds = _stall_seconds(timeout_seconds)
         self.store = remote.RemoteStore(
             align=align,
             read_seconds=timeout_seconds,
@@ -110,6 +115,11 @@ class Export:
         why = self._lanes.trouble or ("its server answers no writes" if self._lanes.overdue else "")
         return f"spill={self.uri}: {why}" if why else ""
 
+    def set_timeout(self, seconds: float | None) -> None:
+        """How long reads wait for a server that is gone; None for the default.  Any thread."""
+        wanted = DEFAULT_TIMEOUT_SECONDS if seconds is None else seconds
+        self.store.set_patience(wanted, _stall_seconds(wanted))
+
     def wind_up(self) -> bool:
         """Let go of the server; whoever still waits for it gets an error.  Whether a write was cut off."""
         return self._lanes.stop()
@@ -136,7 +146,7 @@ class Export:
 
     def _beat(self, count: int) -> None:
         """Show that the owner lives.  Raises OSError."""
-        self.store.write_bytes(BEAT.pack(count, time.time()).ljust(_PAGE, b"\0"), BEAT_OFFSET)
+        self.store.write_bytes(_beat_page(count), BEAT_OFFSET)
 
 
 def create(
@@ -222,20 +232,34 @@ def size_of(uri: uris.Uri) -> int:
 def release(uri: uris.Uri, disk_id: str, *, zero_bytes: int = 0, progress: "Progress | None" = None) -> None:
     """Mark a disk's export as nobody's; one that is another's is left alone.
 
-    The first `zero_bytes` are made zeros before, the rest is forgotten where the server can.  Raises OSError.
+    Before that it is emptied: its first `zero_bytes` are made zeros; where there are none, all of it is
+    forgotten if the server can.  It is the disk's until all that is done: what comes after the header would
+    hit the next owner.  Nobody may take it by force meanwhile, since it shows life, and nothing goes on once
+    `progress` says that nobody waits for it any more.  Raises OSError.
     """
+    try:
+        with link.Link(uri.text, LIMIT_SECONDS) as connection:
+            if not _is_of(connection, disk_id):
+                return
+            size = connection.traits.size_bytes
+            if zero_bytes or connection.traits.trim:
+                end = min(size, zero_bytes) if zero_bytes else size
+                _empty(connection, geometry.SPILL_HEADER_BYTES, end, bool(zero_bytes), progress)
+    except link.LinkError as error:
+        # Trims are a hint.  But one without an answer may still be carried out, and much later.
+        if zero_bytes or error.errno not in _DECLINED:
+            raise
     with link.Link(uri.text, LIMIT_SECONDS) as connection:
-        owner = _owner(connection)
-        if owner is None or owner.header.disk_id != disk_id:
-            return
-        size = connection.traits.size_bytes
-        if zero_bytes:
-            _zero(connection, geometry.SPILL_HEADER_BYTES, min(size, zero_bytes), progress)
-        connection.write(_pack(spillfile.SpillHeader(_NOBODY, "", "")), 0, LIMIT_SECONDS)
+        _go_on(progress)
+        if not _is_of(connection, disk_id):
+            raise SetupError("another disk took it meanwhile")
+        connection.write(_pack(spillfile.SpillHeader(_NOBODY, "", "")), 0, STEP_SECONDS)
         connection.flush(LIMIT_SECONDS)
-        if connection.traits.trim and not zero_bytes:
-            for at in range(geometry.SPILL_HEADER_BYTES, size, _STEP_BYTES * 32):
-                connection.trim(min(_STEP_BYTES * 32, size - at), at, LIMIT_SECONDS)
+
+
+def _stall_seconds(timeout_seconds: float) -> float:
+    """How long a server may have requests and answer none, so that reads can be asked for once more."""
+    return max(1.0, timeout_seconds / 2)
 
 
 def owner_of(uri: uris.Uri) -> Owner | None:
@@ -245,25 +269,54 @@ def owner_of(uri: uris.Uri) -> Owner | None:
 
 
 class Progress(Protocol):
-    """How far zeroing is, for another thread to read; `total_bytes` is 0 until it has begun."""
+    """How far emptying is, for another thread to read; `total_bytes` is 0 until it has begun.
+
+    `abandoned` is that thread's word: nobody waits for it any more.
+    """
+
+    doing: str
 
     done_bytes: int
     total_bytes: int
+    abandoned: bool
 
 
-def _zero(connection: link.Link, start: int, end: int, progress: Progress | None) -> None:
+def _is_of(connection: link.Link, disk_id: str) -> bool:
+    owner = _owner(connection)
+    return owner is not None and owner.header.disk_id == disk_id
+
+
+def _empty(connection: link.Link, start: int, end: int, plain: bool, progress: Progress | None) -> None:
+    """Have the server hold zeros there where it is `plain`, else forget it if it can; show life meanwhile."""
+    traits = connection.traits
+    step = _FORGET_BYTES
+    if plain:
+        step = _STEP_BYTES if traits.zero else min(_STEP_BYTES, traits.most_bytes)
     if progress is not None:
+        progress.doing = "zeroing its export" if plain else "trimming its export"
         progress.total_bytes = max(0, end - start)
-    step = _STEP_BYTES if connection.traits.zero else min(_STEP_BYTES, connection.traits.most_bytes)
     for at in range(start, end, step):
         count = min(step, end - at)
-        if connection.traits.zero:
-            connection.zero(count, at, LIMIT_SECONDS)
+        _go_on(progress)
+        connection.write(_beat_page(at), BEAT_OFFSET, STEP_SECONDS)
+        if not plain:
+            connection.trim(count, at, STEP_SECONDS)
+        elif traits.zero:
+            connection.zero(count, at, STEP_SECONDS)
         else:
-            connection.write(bytes(count), at, LIMIT_SECONDS)
+            connection.write(bytes(count), at, STEP_SECONDS)
         if progress is not None:
             progress.done_bytes += count
     connection.flush(LIMIT_SECONDS)
+
+
+def _go_on(progress: Progress | None) -> None:
+    if progress is not None and progress.abandoned:
+        raise SetupError("nobody waits for it any more")
+
+
+def _beat_page(number: int) -> bytes:
+    return BEAT.pack(number, time.time()).ljust(_PAGE, b"\0")
 
 
 def _connect(uri: uris.Uri, limit_seconds: float) -> link.Link:

@@ -160,6 +160,14 @@ class StateFace:
         """Write how to pack (one of layout.COMPRESS) and what share of the target is kept clean ahead."""
         self._put_given(compress=layout.COMPRESS.index(compress), clean_ahead_permille=clean_ahead_permille)
 
+    def spill_timeout_seconds(self) -> float | None:
+        """How long reads wait for a spill server that is gone; None where nobody said."""
+        return layout.spill_timeout_seconds(self._control("spill_timeout_ms"))
+
+    def set_spill_timeout(self, seconds: float) -> None:
+        """Write how long reads wait for a spill server that is gone: those that are asked from now on."""
+        self._put("spill_timeout_ms", round(seconds * 1000))
+
     def set_frozen(self, frozen: bool) -> int:
         """Have the disk stand still (writes, trims and zeroes wait, nothing moves), or go on.
 

@@ -43,7 +43,7 @@ FREEZING_SECONDS: Final = 0.01
 # The walk over all segments that tells what lives by age is not done more often.
 AGES_SECONDS: Final = 1.0
 # Words that are obeyed as soon as they change.  A deadline is written before its target, so it is read after.
-_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns", "frozen")
+_ORDERS = ("target_bytes", "compress", "clean_ahead_permille", "deadline_ns", "frozen", "spill_timeout_ms")
 _ACTIVITY = (
     "reads",
     "writes",
@@ -67,12 +67,14 @@ class Governor:
         state_path: pathlib.Path | None,
         reserved_bytes: int,
         store_trouble: Callable[[], str] = str,
+        set_store_timeout: Callable[[float | None], None] = lambda seconds: None,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
         self._movers = movers
         movers.stirred = lambda: self._changed.set()
         self._store_trouble = store_trouble
+        self._set_store_timeout = set_store_timeout
         self._told_trouble = ""
         self._state_fd = state_fd
         self._state_path = state_path
@@ -185,7 +187,8 @@ class Governor:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
-            orders = self._orders(*self._heard[1:])
+            orders = self._orders(*self._heard[1:-1])
+            self._set_store_timeout(layout.spill_timeout_seconds(self._heard[-1]))
             self._segments.set_frozen(orders.frozen)
             self._movers.order(orders)
             self._segments.set_budget(target, self._charge_bytes(private))

@@ -29,7 +29,10 @@ CONTROL: Final = (
     "clean_ahead_permille",  # of the target: the coldest data that is kept on disk as well as in RAM
     "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
     "frozen",  # counts freezes and thaws: odd while the disk is to stand still
+    "spill_timeout_ms",  # how long reads wait for a spill server that is gone; 0 for the default
 )
+# More than this is damage.
+SPILL_TIMEOUT_MOST_MS: Final = 86_400_000
 # A count that is beyond this is damage, which is no reason to let a guest wait.
 FROZEN_MOST: Final = 1 << 32
 
@@ -107,6 +110,11 @@ HISTOGRAMS: Final = (
     "write",  # waits at the cap and for a thaw included
     "stall",  # of writes, trims and zeroes that waited for memory: the time they waited for it
 )
+
+
+def spill_timeout_seconds(word: int) -> float | None:
+    """What the word `spill_timeout_ms` says; None for the default, and for damage."""
+    return word / 1000 if 0 < word <= SPILL_TIMEOUT_MOST_MS else None
 
 
 def flags_of(encrypted: bool, slots: tuple[int, int] | None) -> int:

@@ -281,8 +281,10 @@ cdef class Moves:
                 continue
             count64(&self.log.map.counters[SPILL_WRITTEN_BYTES], SEGMENT_BYTES)
             if give_back and self.segments.is_short():
-                self.segments.drop(written[i].segment)
-                self.segments.punch(0)
+                # A store may fail again by now.
+                if not self.segments.keep(written[i].segment):
+                    self.segments.drop(written[i].segment)
+                    self.segments.punch(0)
             else:
                 self.segments.unclaim(written[i].segment)
             if not give_back:

@@ -41,6 +41,11 @@ class Pair:
         for part in self.parts:
             part.start(may_die=may_die)
 
+    def set_timeout(self, seconds: float | None) -> None:
+        """As of one store, for both."""
+        for part in self.parts:
+            part.set_timeout(seconds)
+
     def wind_up(self) -> bool:
         """As of one store, for both."""
         return any([part.wind_up() for part in self.parts])

@@ -70,6 +70,11 @@ def show(text: str) -> str:
     return _rewrite(text, uris.show)
 
 
+def has_server(text: str) -> bool:
+    """Whether one of them is an NBD export; whatever else it is."""
+    return any(uris.is_uri(word) for word in _words(text))
+
+
 def absolute(text: str, to_path: Callable[[str], str]) -> str:
     """The same with every path as `to_path` makes it.  Raises UsageError."""
     _split(text)
@@ -120,6 +125,7 @@ def _place(text: str) -> uris.Place:
 
 
 def _is_same(one: uris.Place, other: uris.Place) -> bool:
+    """As far as the names tell: whoever makes the disk looks into the stores as well."""
     if isinstance(one, pathlib.Path) and isinstance(other, pathlib.Path):
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.normpath(one) == os.path.normpath(other)
     return one == other

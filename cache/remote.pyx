@@ -13,7 +13,7 @@ import os
 from libc.errno cimport ENOTCONN, ESHUTDOWN
 from libc.stdint cimport uint32_t, uint64_t
 
-from swaptide.cache.atomics cimport load32, peek64
+from swaptide.cache.atomics cimport load32, peek64, poke64
 from swaptide.cache.histogram cimport now_ns
 from swaptide.cache.libnbd cimport nbd_handle
 from swaptide.cache.link cimport Link
@@ -92,10 +92,9 @@ cdef class RemoteStore(Traffic):
         event.events = EPOLLIN
         event.data.u32 = KICKED
         epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self.kick_fd, &event)
-        self.read_ns = <uint64_t> (read_seconds * 1e9)
-        self.stall_ns = <uint64_t> (stall_seconds * 1e9)
-        self.drain_ns = <uint64_t> (drain_seconds * 1e9)
         self.write_ns = <uint64_t> (write_seconds * 1e9)
+        self.set_patience(read_seconds, stall_seconds)
+        self.drain_ns = <uint64_t> (drain_seconds * 1e9)
         self.down_ns = now_ns()
         self.wary = wary
         self.face.of = <void *> self
@@ -192,6 +191,14 @@ cdef class RemoteStore(Traffic):
     cdef void _kick(self) noexcept nogil:
         cdef uint64_t one = 1
         write(self.kick_fd, &one, 8)
+
+    def set_patience(self, double read_seconds, double stall_seconds):
+        """How long reads wait that are asked from now on, and how long the server may be silent; changes that
+        do not wait for ever are given up then as well."""
+        poke64(&self.read_ns, <uint64_t> (read_seconds * 1e9))
+        poke64(&self.stall_ns, <uint64_t> (stall_seconds * 1e9))
+        if peek64(&self.write_ns):
+            poke64(&self.write_ns, <uint64_t> (stall_seconds * 1e9))
 
     def read_bytes(self, size_t count, uint64_t at):
         """`count` bytes at `at`, which both suit the server.  Raises OSError."""
@@ -328,13 +335,15 @@ cdef class RemoteStore(Traffic):
 # The store's face.
 
 cdef int remote_read(void *of, char *buffer, size_t length, uint64_t at) noexcept nogil:
-    return (<RemoteStore> of).ask(READ, buffer, length, at, (<RemoteStore> of).read_ns)
+    return (<RemoteStore> of).ask(READ, buffer, length, at, peek64(&(<RemoteStore> of).read_ns))
 
 
 cdef int remote_write(void *of, const char *data, size_t length, uint64_t at) noexcept nogil:
     if (<RemoteStore> of)._is_hopeless(now_ns()):
         return -ENOTCONN
-    return (<RemoteStore> of).ask(WRITE, <char *> data, length, at, (<RemoteStore> of).write_ns)
+    return (<RemoteStore> of).ask(
+        WRITE, <char *> data, length, at, peek64(&(<RemoteStore> of).write_ns)
+    )
 
 
 cdef uint64_t remote_mark(void *of) noexcept nogil:
@@ -348,4 +357,4 @@ cdef int remote_commit(void *of, uint64_t mark, uint64_t at) noexcept nogil:
 cdef int remote_discard(void *of, uint64_t length, uint64_t at) noexcept nogil:
     if not (<RemoteStore> of).can_trim:
         return 0
-    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, (<RemoteStore> of).write_ns)
+    return (<RemoteStore> of).ask(DISCARD, NULL, length, at, peek64(&(<RemoteStore> of).write_ns))

@@ -806,6 +806,8 @@ cdef class Segments:
         """
         cdef uint64_t place
         cdef bint kept
+        if self.slots.stores == 1:
+            return False
         pthread_mutex_lock(&self.lock)
         place = self.map.segment_table[segment].place
         kept = self.slots.has_refuge(self.slots.store_of(disk_of(place) - 1), CLEANER_DISK_SLOTS)

@@ -74,6 +74,9 @@ class SpillFile:
         """Never known before a write or read fails."""
         return ""
 
+    def set_timeout(self, seconds: float | None) -> None:
+        """Nothing to set: whoever reads waits as long as the kernel does."""
+
     def wind_up(self) -> bool:
         """Whether a write was cut off: never, as whoever writes waits for it."""
         return False

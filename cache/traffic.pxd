@@ -24,9 +24,11 @@ cdef class Traffic(Store):
     cdef Request flush
     cdef bint flushing, wary, ended
     cdef uint64_t quiet_until_ns
-    # Set before the first request:
-    cdef uint64_t read_ns, stall_ns, drain_ns
+    # Any thread, at any time:
+    cdef uint64_t read_ns, stall_ns
     cdef uint64_t write_ns          # 0: changes wait for ever
+    # Set before the first request:
+    cdef uint64_t drain_ns
     cdef uint64_t down_ns           # since when there is no lane, where there is none
     # As the server wants it:
     cdef uint64_t most_bytes, least_bytes
@@ -55,6 +57,6 @@ cdef class Traffic(Store):
     cdef void _sweep(self) noexcept nogil
     cdef bint _is_hopeless(self, uint64_t now) noexcept nogil
     cdef void _beware(self) noexcept nogil
-    cdef bint _is_late(self, uint64_t now) noexcept nogil
+    cdef bint _is_late(self, uint64_t now, uint64_t stall_ns) noexcept nogil
     cdef void _move(self, Request *request, int stage) noexcept nogil
     cdef bint _end(self) noexcept nogil

@@ -13,7 +13,7 @@ crashed.
 from libc.errno cimport EAGAIN, ENOTCONN, ESHUTDOWN, ETIMEDOUT
 from libc.stdint cimport uint64_t
 
-from swaptide.cache.atomics cimport add32, load32, poke64, store32
+from swaptide.cache.atomics cimport add32, load32, peek64, poke64, store32
 from swaptide.cache.histogram cimport now_ns
 from swaptide.cache.requests cimport (
     ACTIVE,
@@ -292,13 +292,13 @@ cdef class Traffic(Store):
                 request.flying -= 1
 
     cdef void _sweep(self) noexcept nogil:
-        cdef uint64_t now = now_ns()
+        cdef uint64_t now = now_ns(), stall_ns = peek64(&self.stall_ns)
         cdef Request *request
         cdef Request *next
         cdef int i
         for i in range(LANES):
             if (self.lanes[i].handle != NULL and self.lanes[i].n_flying
-                    and now - self.lanes[i].progress_ns > self.stall_ns and now > self.lanes[i].progress_ns):
+                    and now - self.lanes[i].progress_ns > stall_ns and now > self.lanes[i].progress_ns):
                 self._lose(i, b"the server does not answer")
         request = self.stages[HELD].first
         while request != NULL:
@@ -321,11 +321,11 @@ cdef class Traffic(Store):
                     self._beware()
                 self._give_up(request, -ETIMEDOUT)
             request = next
-        store32(&self.late, self._is_late(now))
+        store32(&self.late, self._is_late(now, stall_ns))
 
     cdef bint _is_hopeless(self, uint64_t now) noexcept nogil:
         """Whether changes need not wait: they may fail, and there is no connection."""
-        return self.write_ns != 0 and load32(&self.up) == 0 and now > self.down_ns + HOPE_NS
+        return peek64(&self.write_ns) != 0 and load32(&self.up) == 0 and now > self.down_ns + HOPE_NS
 
     cdef void _beware(self) noexcept nogil:
         """A change is given up that was sent, and may still come: others wait until it has had time."""
@@ -334,7 +334,7 @@ cdef class Traffic(Store):
         else:
             self.quiet_until_ns = now_ns() + self.drain_ns
 
-    cdef bint _is_late(self, uint64_t now) noexcept nogil:
+    cdef bint _is_late(self, uint64_t now, uint64_t stall_ns) noexcept nogil:
         """Whether a write waits for longer than a server may be silent: over however many connections, and
         whatever else it answers."""
         cdef Request *request
@@ -342,7 +342,7 @@ cdef class Traffic(Store):
         for stage in range(STAGES):
             request = self.stages[stage].first
             while request != NULL:
-                if request.kind != READ and now > request.asked_ns and now - request.asked_ns > self.stall_ns:
+                if request.kind != READ and now > request.asked_ns and now - request.asked_ns > stall_ns:
                     return True
                 request = request.next
         return False

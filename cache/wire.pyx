@@ -53,15 +53,25 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout) noexcept
     enum: POLLIN
 
+cdef extern from "<sys/socket.h>" nogil:
+    int setsockopt(int fd, int level, int name, const void *value, uint32_t length) noexcept
+    enum:
+        SOL_SOCKET
+        SO_SNDBUF
+
 cdef enum:
+    # What the kernel is asked to take at once: a part and more, as far as its limit (net.core.wmem_max) goes.
+    SEND_BYTES = 524288
     HEAR_MOST = 16          # answers at once, before anybody is told
 
 
 cdef bint lane_open(Lane *lane, nbd_handle *handle, uint32_t index, int epoll_fd) noexcept nogil:
     """Use a connection, the lane's from now on; False, and it is closed, where it cannot be watched."""
     cdef epoll_event event
+    cdef int wanted = SEND_BYTES
     lane.handle = handle
     lane.fd = nbd_aio_get_fd(handle)
+    setsockopt(lane.fd, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof(wanted))     # as good as it gets
     lane.index = index
     lane.epoll_fd = epoll_fd
     lane.events = event.events = EPOLLIN

@@ -11,7 +11,16 @@ from typing import NoReturn
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import cli_disk, cli_guest, cli_reserve, cli_simulate, cli_top, common
+from swaptide.host import (
+    cli_disk,
+    cli_doctor,
+    cli_guest,
+    cli_plan,
+    cli_reserve,
+    cli_simulate,
+    cli_top,
+    common,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +36,8 @@ cli.add_command(cli_guest.attach)
 cli.add_command(cli_guest.detach)
 cli.add_command(cli_reserve.reserve)
 cli.add_command(cli_top.top)
+cli.add_command(cli_doctor.doctor)
+cli.add_command(cli_plan.plan)
 
 
 @cli.command()
@@ -75,18 +86,34 @@ def serve(
 
 @cli.command()
 @click.argument("name")
-@click.option("--format", "form", type=click.Choice(["qemu", "libvirt"]), default="qemu", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["qemu", "libvirt", "libvirt-args"]),
+    default="qemu",
+    show_default=True,
+    help="Options for QEMU, a <disk> for libvirt 9.2 or later, or a <qemu:commandline> for any libvirt.",
+)
+@click.option(
+    "--lasting",
+    is_flag=True,
+    help="Without the disk's id, for a guest's definition that outlives restarts of the host.",
+)
 @common.run_dir_option
-def snippet(run_dir: pathlib.Path | None, name: str, form: str) -> None:
-    """Print the lines that attach a disk to a guest."""
+def snippet(run_dir: pathlib.Path | None, name: str, form: str, lasting: bool) -> None:
+    """Print what attaches a disk to a guest.
+
+    It names the disk by its id, which is new after `swaptide disk clear` and after a restart of the host, so
+    that no guest ever takes an emptied disk for its own.
+    """
     from swaptide.host import protocol
     from swaptide.host import snippet as lines
 
     report = common.call(run_dir, protocol.Show(name))
     if report["id"] is None:
         raise UsageError(f"disk {name} has not started yet; look with `swaptide disk show {name}`")
-    write = lines.qemu if form == "qemu" else lines.libvirt
-    click.echo(write(report["id"], report["socket"]), nl=False)
+    write = {"qemu": lines.qemu, "libvirt": lines.libvirt, "libvirt-args": lines.libvirt_args}[form]
+    click.echo(write(None if lasting else report["id"], report["socket"]), nl=False)
 
 
 @cli.command("plugin-path")

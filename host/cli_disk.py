@@ -50,6 +50,15 @@ def _clean_ahead_option(**more: Any) -> Callable[[Any], Any]:
     )
 
 
+_spill_timeout_option = click.option(
+    "--spill-timeout",
+    "spill_timeout_seconds",
+    callback=common.duration,
+    metavar="TIME",
+    help="How long reads wait for an NBD export's server that is gone, such as 30s; then they are errors.",
+)
+
+
 @click.group()
 def disk() -> None:
     """Make, look at, change and remove disks."""
@@ -67,6 +76,7 @@ def disk() -> None:
     help="File, block device or NBD export (nbd://host/export) that its cold data goes to; a second one"
     " is used when the first is full or fails: `/spill/g1,size=20G,nbd://host/export`.",
 )
+@_spill_timeout_option
 @click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
 @click.option("--compress", type=_COMPRESS, default="lz4", show_default=True, help=_COMPRESS_HELP)
 @_clean_ahead_option(default=25, show_default=True)
@@ -77,7 +87,11 @@ def disk() -> None:
     show_default=True,
     help="Encrypt what is spilled; `no` where the store below does it.",
 )
-@click.option("--swap-label", metavar="L", help="Present a ready swap signature with this label.")
+@click.option(
+    "--swap-label",
+    metavar="L",
+    help="Present a ready swap signature with this label (for guests with pages of 4 KiB).",
+)
 @click.option("--socket-owner", metavar="USER", help="The user that may connect, such as libvirt-qemu.")
 @click.option("--force", is_flag=True, help="Take a spill path or export that holds something else.")
 @common.json_option
@@ -137,6 +151,7 @@ def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 @click.option("--weight", type=_WEIGHT, help="Share when disks compete for RAM.")
 @click.option("--compress", type=_COMPRESS, help=_COMPRESS_HELP)
 @_clean_ahead_option()
+@_spill_timeout_option
 @click.option(
     "--deadline",
     "deadline_seconds",
@@ -151,7 +166,9 @@ def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any)
     from swaptide.host import protocol, render
 
     if all(value is None for value in given.values()):
-        raise click.UsageError("nothing to set: give --ram, --floor, --weight, --compress or --clean-ahead")
+        raise click.UsageError(
+            "nothing to set: give --ram, --floor, --weight, --compress, --clean-ahead or --spill-timeout"
+        )
     if given["deadline_seconds"] is not None and given["ram_bytes"] is None:
         raise click.UsageError("--deadline needs --ram, which is to hold by then")
     with common.going_on(f"the new limits of disk {name} stay in force"), render.squeezing(name) as progress:

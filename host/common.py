@@ -64,7 +64,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def size_option(flag: str, **more: Any) -> Callable[[Any], Any]:
-    name = flag.removeprefix("--") + "_bytes"
+    name = flag.removeprefix("--").replace("-", "_") + "_bytes"
     return click.option(flag, name, callback=size, metavar="SIZE", **more)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from swaptide.balloon import rooms
 from swaptide.cache import endpoint, logs
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import paths, sizes, uids
+from swaptide.host import durations, paths, sizes, uids
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
 _LONGEST_BYTES = 1 << 20
@@ -47,6 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     host_reserve: _Text | None = None
     cgroup_reserve: _Text | None = None
     cgroup: _Text | None = None
+    spill_timeout: _Text = "30s"
     trace: _Text | None = None
     metrics: _Text = endpoint.DEFAULT
     log_format: _Text = logs.Form.TEXT.value
@@ -62,10 +63,11 @@ class Config:
     a daemon of root; None means that each disk has a number of its own out of `uids`.
 
     `balloon` divides the host's RAM among the disks; without it each may use its cap.  `host_reserve` and
-    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign.  `cgroup` is a directory in
-    a cgroup file system, below which each disk's process gets a CPU cgroup of its own.  `trace` is where it
-    records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is how its
-    lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
+    `cgroup_reserve` are what it leaves free, sizes or shares with a percent sign; `cgroup` is a directory in
+    a cgroup file system, below which each disk's process gets a CPU cgroup of its own; `spill_timeout` is
+    how long reads of spilled pages wait for a server that is gone, where the disk does not say; `trace` is
+    where it records what it saw; `metrics` is the address where Prometheus may ask, or off; `log_format` is
+    how its lines and those of the disks' processes look; `proc_dir` is where it finds the host's /proc.
     """
 
     run_dir: pathlib.Path
@@ -80,6 +82,7 @@ class Config:
     host_reserve: str | None = None
     cgroup_reserve: str | None = None
     cgroup: pathlib.Path | None = None
+    spill_timeout: str = "30s"
     trace: pathlib.Path | None = None
     metrics: str = endpoint.OFF
     log_format: logs.Form = logs.Form.TEXT
@@ -94,6 +97,11 @@ class Config:
     def definitions_dir(self) -> pathlib.Path:
         """Where this run directory's disks are remembered."""
         return self.state_dir / paths.escape(self.run_dir)
+
+    @property
+    def spill_timeout_seconds(self) -> float:
+        """`spill_timeout` in seconds."""
+        return _spill_timeout("spill_timeout", self.spill_timeout)
 
     def as_toml(self) -> str:
         """The effective set, in the form that --config reads."""
@@ -147,6 +155,7 @@ def load(
         host_reserve=chosen.host_reserve,
         cgroup_reserve=chosen.cgroup_reserve,
         cgroup=_directory(chosen.cgroup),
+        spill_timeout=chosen.spill_timeout,
         trace=_directory(chosen.trace),
         metrics=metrics or chosen.metrics,
         log_format=logs.parse_form("--log-format", log_format or chosen.log_format),
@@ -169,9 +178,20 @@ def reserve(key: str, text: str | None) -> rooms.Reserve:
         ) from None
 
 
+def _spill_timeout(key: str, text: str) -> float:
+    try:
+        seconds = durations.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
+    if seconds < 1:
+        raise UsageError(f"{key}: time '{text}' is less than 1s; write for example 30s")
+    return seconds
+
+
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "host_reserve": reserve,
     "cgroup_reserve": reserve,
+    "spill_timeout": _spill_timeout,
     "metrics": endpoint.parse,
     "log_format": logs.parse_form,
 }

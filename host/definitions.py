@@ -17,6 +17,7 @@ import msgspec
 
 from swaptide.cache import detached, places, uris
 from swaptide.cache.errors import SetupError, UsageError
+from swaptide.host import durations
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Names that the daemon has uses for in its run directory: control.sock, daemon.lock, mem.
 _RESERVED = frozenset(("control", "daemon", "mem"))
 LIMIT_SECONDS = 2.0
+LEAST_SPILL_TIMEOUT_SECONDS = 1.0
 _LABEL_BYTES = 15  # what mkswap leaves of a label: 16 bytes with their NUL
 
 
@@ -34,8 +36,9 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `disk_id` is the instance that was served last, None before the first start; `socket_owner` the user
     that may connect, None for the daemon's own; `uid` the user and group that serve this disk and no other,
-    None where it has none.  `removing` marks one whose removal has begun: a daemon that finds it goes on
-    with that.
+    None where it has none.  `spill_timeout_seconds` is how long reads wait for an export's server that is
+    gone, None for what the configuration says.  `removing` marks one whose removal has begun: a daemon that
+    finds it goes on with that.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     removing: bool = False
     uid: Annotated[int, msgspec.Meta(gt=0, lt=0xFFFFFFFF)] | None = None
     clean_ahead_percent: int = 25
+    spill_timeout_seconds: float | None = None
 
 
 def check_name(name: str, what: str = "disk") -> None:
@@ -81,6 +85,17 @@ def check_spill(path: str) -> None:
         if not uris.is_uri(each) and not os.path.isabs(each):
             raise UsageError(f"spill path {each!r} is not allowed: give an absolute path")
     places.parse(path)
+
+
+def check_spill_timeout(spill_path: str, seconds: float) -> None:
+    """Raises UsageError unless reads from there can wait for so long and no longer."""
+    if not places.has_server(spill_path):
+        raise UsageError(
+            f"--spill-timeout is for NBD exports; reads of {spill_path or 'a file'} wait as long as the"
+            " kernel does; leave it out"
+        )
+    if not LEAST_SPILL_TIMEOUT_SECONDS <= seconds <= durations.MAX_SECONDS:
+        raise UsageError(f"--spill-timeout {durations.show(seconds)} is not allowed; give 1s to 24h")
 
 
 class Files:

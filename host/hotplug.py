@@ -117,11 +117,9 @@ async def _add_node(monitor: qmp.Monitor, name: str, disk_id: str, socket: str) 
 
 
 async def _add_device(monitor: qmp.Monitor, disk_id: str, bus: str | None) -> None:
-    where = {} if bus is None else {"bus": bus}
+    node, where = snippet.node_name(disk_id), {} if bus is None else {"bus": bus}
     try:
-        await monitor.execute(
-            "device_add", {"id": snippet.node_name(disk_id), **snippet.device(disk_id), **where}
-        )
+        await monitor.execute("device_add", {"id": node, **snippet.device(node), **where})
     except qmp.RefusedError as error:
         if "does not support hotplug" in str(error):
             raise SwaptideError(f"nothing can be plugged in: {error}; {_PORT_HELP}") from error

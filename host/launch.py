@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from swaptide.cache import face, logs
+from swaptide.cache import face, logs, places
 from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import config, definitions, isolation, paths, process
 
@@ -34,6 +34,8 @@ def command(
     words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
     words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
     words.append(f"clean-ahead={disk.clean_ahead_percent}%")
+    if places.has_server(disk.spill_path):
+        words.append(f"spill-timeout={spill_timeout_seconds(chosen, disk):.3f}")
     if chosen.balloon:
         # A new disk gets nothing beyond its floor before the policy has seen it.
         words.append(f"target={disk.floor_bytes}")
@@ -44,6 +46,14 @@ def command(
     if force:
         words.append("force=yes")
     return words
+
+
+def spill_timeout_seconds(chosen: config.Config, disk: definitions.Definition) -> float | None:
+    """How long reads wait for the disk's spill server; None where it has none."""
+    if not places.has_server(disk.spill_path):
+        return None
+    own = disk.spill_timeout_seconds
+    return chosen.spill_timeout_seconds if own is None else own
 
 
 def owner(disk: definitions.Definition) -> process.Process | None:

@@ -34,6 +34,8 @@ def define(
         definitions.check_label(request.swap_label)
     if request.spill is not None:
         definitions.check_spill(request.spill)
+    if request.spill_timeout_seconds is not None:
+        definitions.check_spill_timeout(request.spill or "", request.spill_timeout_seconds)
     if request.socket_owner is not None:
         _check_socket_owner(request.socket_owner)
     checked = limits.check(request.size_bytes, request.ram_bytes, request.floor_bytes)
@@ -52,6 +54,7 @@ def define(
             spill_chosen=request.spill is not None,
             state_path="",
             socket_owner=request.socket_owner,
+            spill_timeout_seconds=request.spill_timeout_seconds,
         ),
         chosen,
         memory_dir,

@@ -15,6 +15,7 @@ from swaptide.host import durations
 LINE_LIMIT_BYTES = 4 << 20
 Compress = Literal["lz4", "zstd", "lz4+zstd", "none"]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
+TimeoutSeconds = Annotated[float, msgspec.Meta(gt=0, le=durations.MAX_SECONDS)]
 DeadlineSeconds = Annotated[float, msgspec.Meta(gt=0, le=durations.MAX_SECONDS)]
 Weight = Annotated[int, msgspec.Meta(ge=1, le=10000)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
@@ -35,6 +36,7 @@ class Add(_Message, tag="disk-add"):
     ram_bytes: Size
     floor_bytes: Size | None = None
     spill: str | None = None
+    spill_timeout_seconds: TimeoutSeconds | None = None
     weight: Weight = DEFAULT_WEIGHT
     compress: Compress = "lz4"
     clean_ahead_percent: Percent = DEFAULT_CLEAN_AHEAD_PERCENT
@@ -66,6 +68,7 @@ class Set(_Message, tag="disk-set"):
     weight: Weight | None = None
     compress: Compress | None = None
     clean_ahead_percent: Percent | None = None
+    spill_timeout_seconds: TimeoutSeconds | None = None
     deadline_seconds: DeadlineSeconds | None = None
 
 

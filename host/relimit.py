@@ -48,7 +48,9 @@ async def change(
     cap = old.cap_bytes if request.ram_bytes is None else request.ram_bytes
     floor = old.floor_bytes if request.floor_bytes is None else request.floor_bytes
     wanted = limits.check(old.size_bytes, cap, floor)
-    others = ("weight", "compress", "clean_ahead_percent")
+    if request.spill_timeout_seconds is not None:
+        definitions.check_spill_timeout(old.spill_path, request.spill_timeout_seconds)
+    others = ("weight", "compress", "clean_ahead_percent", "spill_timeout_seconds")
     given = {name: getattr(request, name) for name in others if getattr(request, name) is not None}
     changed = msgspec.structs.replace(
         old, cap_bytes=wanted.cap_bytes, floor_bytes=wanted.floor_bytes, **given
@@ -80,6 +82,8 @@ async def _follow(
         if deadline is not None and not state.is_frozen():
             tell(prospect)
         state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
+        if changed.spill_timeout_seconds is not None:
+            state.set_spill_timeout(changed.spill_timeout_seconds)
         squeeze.apply(state, _within(state, wanted) if steered else wanted, deadline)
         fell(name, state.path, None if deadline is None else deadline.begun + deadline.seconds)
         # Beside it, since a store that does not answer must not hold up a disk that returns memory.

@@ -84,6 +84,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "swap_label": disk.swap_label,
         "socket_owner": disk.socket_owner,
         "spill": places.show(disk.spill_path),
+        "spill_timeout_seconds": keeper.spill_timeout_seconds,
         "state_file": disk.state_path,
         "log": str(keeper.log_path),
         "error": keeper.error or None,
@@ -92,6 +93,10 @@ def of(keeper: supervisor.Keeper) -> Report:
         state = keeper.open_face()
         if state is not None:
             report.update(_numbers(state))
+            if report["spill_timeout_seconds"] is not None:  # what holds for the process that serves
+                report["spill_timeout_seconds"] = (
+                    state.spill_timeout_seconds() or report["spill_timeout_seconds"]
+                )
     except (StateError, OSError) as error:
         report.update(state=supervisor.State.FAILED.value, error=str(error))
     if report["state"] == supervisor.State.RUNNING.value:

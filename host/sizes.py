@@ -1,6 +1,7 @@
-"""Sizes as people write them: powers of 1024, `512M`, `4G`.  Pure functions."""
+"""Sizes, and counts, as people write them: powers of 1024, `512M`, `4G`.  Pure functions."""
 
 import re
+from collections.abc import Sized
 
 from swaptide.balloon import limits
 from swaptide.cache.errors import UsageError
@@ -32,3 +33,8 @@ def show(size_bytes: int) -> str:
             whole, rest = divmod(size_bytes, scale)
             return f"{whole}{unit}" if rest == 0 else f"{size_bytes / scale:.1f}{unit}"
     return str(size_bytes)
+
+
+def count(things: Sized, name: str) -> str:
+    """How many there are, in words."""
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")

@@ -1,8 +1,11 @@
 """The lines that attach a disk to a guest, for people and for QMP.  Pure functions.
 
-Both forms name the disk by its id: one that was cleared or made again is refused, never read as zeros.
+Both forms name the disk by its id: one that was cleared or made again is refused, never read as zeros.  For
+a definition that is to last longer than the host's memory there is no id (None): whatever disk is there.
 """
 
+import hashlib
+import json
 import shlex
 import xml.etree.ElementTree as tree
 from collections.abc import Iterator, Mapping
@@ -13,6 +16,9 @@ from typing import Any
 RECONNECT_SECONDS = 300
 _LOGICAL_BYTES = 512  # SeaBIOS refuses disks with any other
 _PHYSICAL_BYTES = 4096
+LIBVIRT_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+# The first that passes a <reconnect> on to QEMU.
+LIBVIRT_RECONNECTS = (9, 2)
 
 
 def node_name(disk_id: str) -> str:
@@ -20,23 +26,28 @@ def node_name(disk_id: str) -> str:
     return f"swaptide-{disk_id[:8]}"
 
 
-def backend(disk_id: str, socket_path: str) -> dict[str, Any]:
+def _lasting_name(socket_path: str) -> str:
+    """The same where there is no id; QEMU takes names of 31 characters."""
+    return f"swaptide-{hashlib.sha256(socket_path.encode()).hexdigest()[:8]}"
+
+
+def backend(disk_id: str | None, socket_path: str) -> dict[str, Any]:
     """The block node, as blockdev-add takes it."""
     return {
         "driver": "nbd",
-        "node-name": node_name(disk_id),
+        "node-name": _lasting_name(socket_path) if disk_id is None else node_name(disk_id),
         "server": {"type": "unix", "path": socket_path},
-        "export": disk_id,
+        **({} if disk_id is None else {"export": disk_id}),
         "reconnect-delay": RECONNECT_SECONDS,
         "discard": "unmap",
     }
 
 
-def device(disk_id: str) -> dict[str, Any]:
-    """The device on it, as device_add takes it, but for its bus."""
+def device(node: str) -> dict[str, Any]:
+    """The device on that block node, as device_add takes it, but for its bus."""
     return {
         "driver": "virtio-blk-pci",
-        "drive": node_name(disk_id),
+        "drive": node,
         "werror": "stop",
         "rerror": "report",
         "logical_block_size": _LOGICAL_BYTES,
@@ -45,22 +56,45 @@ def device(disk_id: str) -> dict[str, Any]:
     }
 
 
-def qemu(disk_id: str, socket_path: str) -> str:
+def qemu(disk_id: str | None, socket_path: str) -> str:
     """Options for QEMU's command line, one on each line, joined by backslashes."""
-    words = [f"{key}={_escaped(str(value))}" for key, value in _flat(backend(disk_id, socket_path))]
+    node = backend(disk_id, socket_path)
+    words = [f"{key}={_escaped(str(value))}" for key, value in _flat(node)]
     driver, *options = [
-        str(value) if key == "driver" else f"{key}={value}" for key, value in _flat(device(disk_id))
+        str(value) if key == "driver" else f"{key}={value}" for key, value in _flat(device(node["node-name"]))
     ]
     return f"-blockdev {shlex.quote(','.join(words))} \\\n-device {','.join([driver, *options])}\n"
 
 
-def libvirt(disk_id: str, socket_path: str) -> str:
-    """A <disk> element for a domain (libvirt 9 or later); the target's name is the operator's to change."""
+def libvirt_args(disk_id: str | None, socket_path: str) -> str:
+    """The same options as a <qemu:commandline> element, which any libvirt passes on.
+
+    In JSON (QEMU 6.2): devices that are written otherwise are made first, and take the slots that libvirt
+    gave to others.
+    """
+    node = backend(disk_id, socket_path)
+    tree.register_namespace("qemu", LIBVIRT_QEMU)
+    element = tree.Element(f"{{{LIBVIRT_QEMU}}}commandline")
+    options = json.dumps(node), json.dumps(device(node["node-name"]))
+    for word in ("-blockdev", options[0], "-device", options[1]):
+        tree.SubElement(element, f"{{{LIBVIRT_QEMU}}}arg", value=word)
+    tree.indent(element)
+    return tree.tostring(element, encoding="unicode") + "\n"
+
+
+def libvirt(disk_id: str | None, socket_path: str) -> str:
+    """A <disk> element for a domain; the target's name is the operator's to change.
+
+    Before 9.2 libvirt leaves <reconnect> out: requests that are under way when the disk's process is killed
+    are then I/O errors.
+    """
     disk = tree.Element("disk", type="network", device="disk")
     tree.SubElement(
         disk, "driver", name="qemu", type="raw", discard="unmap", error_policy="stop", rerror_policy="report"
     )
-    source = tree.SubElement(disk, "source", protocol="nbd", name=disk_id)
+    source = tree.SubElement(disk, "source", protocol="nbd")
+    if disk_id is not None:
+        source.set("name", disk_id)
     tree.SubElement(source, "host", transport="unix", socket=socket_path)
     tree.SubElement(source, "reconnect", delay=str(RECONNECT_SECONDS))
     tree.SubElement(disk, "target", dev="vdz", bus="virtio")

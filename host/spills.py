@@ -110,8 +110,10 @@ async def _release_one(place: str, disk_id: str, plain_bytes: int, told: steps.S
     else:
         return None
     finally:
+        # Its thread may wake up much later, when the place is another disk's.
+        progress.abandoned = True
         work.cancel()
-    if progress.done_bytes < progress.total_bytes:
+    if plain_bytes and progress.done_bytes < progress.total_bytes:
         why += "; its contents stay, and they are not encrypted"
     log.warning("spill not released spill=%s error=%r", shown, why)
     return f"spill={shown} is not erased: {why}"
@@ -137,10 +139,16 @@ async def _while_it_goes_on(
         if now - moved >= (_STEP_SECONDS if total else first_seconds):
             raise TimeoutError
         if total:
-            told.at("zeroing its device", done, total)
+            told.at(progress.doing, done, total)
             if now - logged >= _TELL_SECONDS:
                 logged = now
-                log.info("device being zeroed spill=%s done_bytes=%d of_bytes=%d", shown, done, total)
+                log.info(
+                    "spill being erased spill=%s doing=%r done_bytes=%d of_bytes=%d",
+                    shown,
+                    progress.doing,
+                    done,
+                    total,
+                )
 
 
 async def collect(directory: pathlib.Path) -> None:
@@ -170,6 +178,10 @@ def _release(path: pathlib.Path, disk_id: str, plain_bytes: int, progress: zeros
             spillfile.release(path, disk_id)
             _empty(fd)
             return
+        # Until all is done: no other disk can have the device before this is through with it.
+        _lock(fd, plain_bytes, progress)
+        if spillfile.parse(os.pread(fd, geometry.PAGE_BYTES, 0)) != header:
+            return
         if plain_bytes:
             # The header last: a daemon that finds the removal half done finds the device by it.
             _zero(fd, plain_bytes, progress)
@@ -185,12 +197,15 @@ def _release(path: pathlib.Path, disk_id: str, plain_bytes: int, progress: zeros
         os.close(fd)
 
 
-def _zero(fd: int, plain_bytes: int, progress: zeros.Progress) -> None:
+def _lock(fd: int, plain_bytes: int, progress: zeros.Progress) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its state file is gone: others may take it otherwise
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         progress.total_bytes = plain_bytes
         raise SetupError("its process does not end") from None
+
+
+def _zero(fd: int, plain_bytes: int, progress: zeros.Progress) -> None:
     size = os.lseek(fd, 0, os.SEEK_END)
     zeros.write(fd, geometry.SPILL_HEADER_BYTES, min(size, plain_bytes), progress)
 

@@ -101,6 +101,11 @@ class Keeper:
         """Whether a process answers requests right now, as far as is known."""
         return self.process is not None and self.state in (State.RUNNING, State.UNSTABLE)
 
+    @property
+    def spill_timeout_seconds(self) -> float | None:
+        """How long reads are to wait for the spill server; None where there is none."""
+        return launch.spill_timeout_seconds(self._config, self.definition)
+
     def start(self, *, force: bool = False) -> None:
         """Begin to keep the disk served; `force` lets the first start overwrite a spill path in use."""
         self.settled.clear()

@@ -19,10 +19,15 @@ _RANGE: Final = struct.Struct("QQ")
 
 @dataclasses.dataclass
 class Progress:
-    """How far it is, for another thread to read; `total_bytes` is 0 until it has begun."""
+    """How far it is, for another thread to read; `total_bytes` is 0 until it has begun.
 
+    `abandoned` is set by that other thread, once nobody waits for the end.
+    """
+
+    doing: str = "zeroing its device"
     done_bytes: int = 0
     total_bytes: int = 0
+    abandoned: bool = False
 
 
 def discard(fd: int, start: int, end: int) -> bool:

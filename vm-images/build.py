@@ -1,4 +1,4 @@
-"""Builds the guest that the tests boot: Debian's cloud kernel and a busybox initramfs with our work in it.
+"""Builds the guest that the tests boot: a kernel of Debian's and a busybox initramfs with our work in it.
 
 One process at a time (a lock file); the result appears by renaming, so an interrupted build leaves nothing
 half made.  The kernel is fetched once and kept until `--refresh`; the image is made again when something
@@ -7,8 +7,7 @@ in guest/, this file, the kernel or busybox changes.  Prints the image's directo
 """
 
 import argparse
-import contextlib
-import fcntl
+import dataclasses
 import hashlib
 import json
 import lzma
@@ -18,18 +17,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 HERE: Final = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import archive  # noqa: E402
 import progress  # noqa: E402
+import tools  # noqa: E402
 
 GUEST: Final = HERE / "guest"
-CACHE: Final = HERE.parent / ".cache" / "vm"
-META_PACKAGE: Final = "linux-image-cloud-amd64"
 # In the order in which the guest's init loads them.
 MODULES: Final = (
     "virtio_ring",
@@ -42,91 +40,82 @@ MODULES: Final = (
 )
 # Loaded only when the command line asks for zram, by guest/zram.sh in its own order.
 ZRAM_MODULES: Final = ("zsmalloc", "zram", "lzo-rle", "lz4_compress", "lz4", "zstd_compress", "zstd")
+PROGRAMS: Final = ("tide", "stripe")
 CFLAGS: Final = ("-O2", "-static", "-Wall", "-Wextra", "-Werror")
-# The package that brings a tool, where the names differ.
-PACKAGES: Final = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "gcc": "gcc and libc6-dev"}
-APT_SECONDS: Final = 300
-TOOL_SECONDS: Final = 120
 
 
-class BuildError(Exception):
-    """The image cannot be built; str() is one line that says what to do."""
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The guest with one kernel or another; `release` is Debian's, where it is not this machine's own."""
+
+    name: str
+    meta_package: str
+    release: str | None
+    architecture: str
+    compiler: str
+    needed: tuple[str, ...]  # modules that it must bring, not built in
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this machine's busybox does not run there."""
+        return self.compiler != "gcc"
+
+    @property
+    def suffix(self) -> str:
+        """Of what is kept of it."""
+        return "" if self is CLOUD else f"-{self.name}"
 
 
-def run(*command: str, cwd: pathlib.Path | None = None, seconds: float = TOOL_SECONDS) -> str:
-    """Run a tool to its end and return what it printed; raises BuildError with its last words."""
-    progress.at(command[0])
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False)
-    except FileNotFoundError:
-        raise BuildError(f"{command[0]} is missing; install {PACKAGES.get(command[0], command[0])}") from None
-    except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} took longer than {seconds:.0f} s; try again") from None
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise BuildError(f"{' '.join(command[:3])}: {words[-1]}")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[pathlib.Path]:
-    """A directory beside the results, so that renaming out of it is atomic; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=CACHE) as name:
-        os.chmod(name, 0o755)
-        yield pathlib.Path(name)
-
-
-@contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    """Hold the cache's lock; the one before us may have done all the work."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "build.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in CACHE.glob(".new-*"):  # of a build that was killed outright
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
+CLOUD: Final = Kind("guest", "linux-image-cloud-amd64", None, "amd64", "gcc", (*MODULES, *ZRAM_MODULES))
+BLOCK: Final = ("virtio_blk",)
+KINDS: Final = {
+    kind.name: kind
+    for kind in (
+        CLOUD,
+        Kind("trixie", "linux-image-cloud-amd64", "trixie", "amd64", "gcc", BLOCK),
+        Kind("arm64-16k", "linux-image-arm64-16k", "trixie", "arm64", "aarch64-linux-gnu-gcc", BLOCK),
+    )
+}
 
 
 # -- the kernel
 
 
-def newest_kernel_package() -> str:
-    """The package that Debian's cloud meta package stands for today; raises BuildError without lists."""
-    for line in run("apt-cache", "depends", META_PACKAGE).splitlines():
-        kind, _, name = line.strip().partition(": ")
-        if kind == "Depends" and name.startswith("linux-image-"):
-            return name
-    raise BuildError(f"apt knows no {META_PACKAGE}; run `apt-get update`, on Debian for amd64")
-
-
-def fetch_kernel(refresh: bool) -> pathlib.Path:
+def fetch_kernel(refresh: bool, kind: Kind = CLOUD) -> pathlib.Path:
     """The directory with vmlinuz and modules, downloaded if one is not there yet or `refresh` is wanted."""
-    kept = CACHE / "kernel"
-    whole = all((kept / f"{name}.ko").is_file() for name in (*MODULES, *ZRAM_MODULES))
+    kept = tools.CACHE / f"kernel{kind.suffix}"
+    whole = all((kept / f"{name}.ko").is_file() for name in kind.needed) and (kept / "package").is_file()
     if whole and not refresh:
         return kept
-    package = newest_kernel_package()
-    print(f"guest image: fetching {package}", file=sys.stderr)
-    with scratch() as work:
-        # As root apt would drop to a user who cannot write here, and only warns about it.
-        run("apt-get", "-o", "APT::Sandbox::User=root", "download", package, cwd=work, seconds=APT_SECONDS)
-        debs = list(work.glob("*.deb"))
-        if len(debs) != 1:
-            raise BuildError(f"apt-get download {package} left no package file; run `apt-get update`")
-        run("dpkg-deb", "-x", str(debs[0]), str(work / "tree"))
-        pick_kernel(work / "tree", work / "kernel", debs[0].name)
+    with tools.scratch() as work:
+        apt = archive.Apt()
+        if kind.release:
+            print(f"guest image: fetching the lists of {kind.release}, {kind.architecture}", file=sys.stderr)
+            apt = archive.of_release(kind.release, kind.architecture, work)
+        package = apt.newest(kind.meta_package)
+        print(f"guest image: fetching {package}", file=sys.stderr)
+        deb = apt.download(package, work)
+        tools.run("dpkg-deb", "-x", str(deb), str(work / "tree"))
+        pick_kernel(kind, work / "tree", work / "kernel", deb.name)
+        if kind.foreign:
+            busybox = apt.download("busybox-static", work)
+            tools.run("dpkg-deb", "-x", str(busybox), str(work / "busybox"))
+            shutil.copyfile(next((work / "busybox").glob("**/bin/busybox")), work / "kernel" / "busybox")
         shutil.rmtree(kept, ignore_errors=True)
         os.rename(work / "kernel", kept)
     return kept
 
 
-def pick_kernel(tree: pathlib.Path, target: pathlib.Path, package_file: str) -> None:
+def pick_kernel(kind: Kind, tree: pathlib.Path, target: pathlib.Path, package_file: str) -> None:
     """Take the kernel and the few modules the guest needs out of an unpacked package."""
     target.mkdir()
-    for name in (*MODULES, *ZRAM_MODULES):
+    built_in = next(tree.rglob("modules.builtin")).read_text(encoding="ascii")
+    for name in (*MODULES, *kind.needed):
         found = sorted(tree.rglob(f"{name}.ko*"))
+        if not found and name not in kind.needed and f"/{name}.ko\n" in built_in:
+            continue
         if not found:
-            raise BuildError(f"{package_file} has no module {name}; the guest needs another kernel")
+            raise tools.BuildError(f"{package_file} has no module {name}; the guest needs another kernel")
         (target / f"{name}.ko").write_bytes(unpacked(found[0]))
     (target / "package").write_text(package_file + "\n", encoding="utf-8")
     shutil.copyfile(next(tree.glob("boot/vmlinuz-*")), target / "vmlinuz")
@@ -141,14 +130,16 @@ def unpacked(module: pathlib.Path) -> bytes:
 # -- the image
 
 
-def find_busybox() -> pathlib.Path:
-    """The static busybox; raises BuildError if there is none or it needs libraries."""
+def find_busybox(kernel: pathlib.Path | None = None) -> pathlib.Path:
+    """The static busybox: this machine's, or the one that came with a foreign kernel; raises BuildError."""
+    if kernel is not None and (kernel / "busybox").is_file():
+        return kernel / "busybox"
     where = shutil.which("busybox")
     if where is None:
-        raise BuildError("busybox is missing; install busybox-static")
+        raise tools.BuildError("busybox is missing; install busybox-static")
     path = pathlib.Path(where).resolve()
     if b"ld-linux" in path.read_bytes()[:4096]:
-        raise BuildError(f"{path} is not statically linked; install busybox-static")
+        raise tools.BuildError(f"{path} is not statically linked; install busybox-static")
     return path
 
 
@@ -161,17 +152,18 @@ def image_key(kernel: pathlib.Path, busybox: pathlib.Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def fill_root(root: pathlib.Path, kernel: pathlib.Path, busybox: pathlib.Path) -> None:
+def fill_root(kind: Kind, root: pathlib.Path, kernel: pathlib.Path, busybox: pathlib.Path) -> None:
     """Lay out the initramfs; /dev/console comes with the kernel's own built-in one."""
     for name in ("bin", "dev", "lib", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
-    for name in (*MODULES, *ZRAM_MODULES):
-        shutil.copyfile(kernel / f"{name}.ko", root / "modules" / f"{name}.ko")
+    for module in kernel.glob("*.ko"):
+        shutil.copyfile(module, root / "modules" / module.name)
     shutil.copyfile(busybox, root / "bin" / "busybox")
     shutil.copyfile(GUEST / "init", root / "init")
     shutil.copyfile(GUEST / "zram.sh", root / "lib" / "zram.sh")
-    run("gcc", *CFLAGS, "-o", str(root / "bin/tide"), str(GUEST / "tide.c"))
-    for name in ("bin/busybox", "init", "bin/tide"):
+    for name in PROGRAMS:
+        tools.run(kind.compiler, *CFLAGS, "-o", str(root / "bin" / name), str(GUEST / f"{name}.c"))
+    for name in ("bin/busybox", "init", *(f"bin/{name}" for name in PROGRAMS)):
         (root / name).chmod(0o755)
 
 
@@ -185,28 +177,29 @@ def pack(root: pathlib.Path, target: pathlib.Path) -> None:
             input=names.encode(),
             stdout=out,
             check=True,
-            timeout=TOOL_SECONDS,
+            timeout=tools.TOOL_SECONDS,
         )
 
 
-def build_image(kernel: pathlib.Path) -> pathlib.Path:
+def build_image(kernel: pathlib.Path, kind: Kind = CLOUD) -> pathlib.Path:
     """The image's directory, built if an input changed; older ones are removed."""
-    busybox = find_busybox()
+    busybox = find_busybox(kernel)
     key = image_key(kernel, busybox)
-    kept = CACHE / f"guest-{key}"
+    kept = tools.CACHE / f"{kind.name}-{key}"
     if kept.is_dir():
         return kept
     print("guest image: building", file=sys.stderr)
-    with scratch() as work:
+    with tools.scratch() as work:
         image = work / "image"
         image.mkdir()
-        fill_root(work / "root", kernel, busybox)
+        fill_root(kind, work / "root", kernel, busybox)
         pack(work / "root", image / "initrd")
         shutil.copyfile(kernel / "vmlinuz", image / "vmlinuz")
-        manifest = {"key": key, "kernel": (kernel / "package").read_text(encoding="utf-8").strip()}
+        package = (kernel / "package").read_text(encoding="utf-8").strip()
+        manifest = {"key": key, "kernel": package, "architecture": kind.architecture}
         (image / "manifest.json").write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         os.rename(image, kept)
-    for old in CACHE.glob("guest-*"):
+    for old in tools.CACHE.glob(f"{kind.name}-*"):
         if old != kept:
             shutil.rmtree(old, ignore_errors=True)
     return kept
@@ -221,22 +214,27 @@ def command(
     description: str | None,
     what: str,
     refresh: str,
-    make: Callable[[bool], pathlib.Path],
+    make: Callable[..., pathlib.Path],
     *expected: type[Exception],
+    names: Sequence[str] = (),
 ) -> int:
     """The command line of a recipe: print the directory that `make` yields, or why there is none.
 
-    `make` is told whether --refresh was given, whose help is `refresh`; of the `expected` errors,
-    as of what every recipe raises, one line is told.  Returns the exit status.
+    `make` is told whether --refresh was given, whose help is `refresh`, and, where there are `names`, which
+    was asked for (the first, unless one is); of the `expected` errors, as of what every recipe raises, one
+    line is told.  Returns the exit status.
     """
-    told: tuple[type[Exception], ...] = (BuildError, OSError, subprocess.SubprocessError, *expected)
+    told: tuple[type[Exception], ...] = (tools.BuildError, OSError, subprocess.SubprocessError, *expected)
     parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
     parser.add_argument("--refresh", action="store_true", help=refresh)
+    if names:
+        parser.add_argument("name", nargs="?", choices=names, default=names[0], help="default: %(default)s")
     options = parser.parse_args()
+    which = (options.name,) if names else ()
     signal.signal(signal.SIGTERM, stop)
     try:
         with progress.waiting(what):
-            made = make(options.refresh)
+            made = make(options.refresh, *which)
         print(made)
     except told as error:
         print(f"{what}: {error}", file=sys.stderr)
@@ -246,15 +244,15 @@ def command(
     return 0
 
 
-def ensure(refresh: bool) -> pathlib.Path:
+def ensure(refresh: bool, name: str) -> pathlib.Path:
     """The image's directory; raises BuildError, OSError or SubprocessError."""
-    with only_one():
-        return build_image(fetch_kernel(refresh))
+    with tools.only_one():
+        return build_image(fetch_kernel(refresh, KINDS[name]), KINDS[name])
 
 
 def main() -> int:
     """Build what is missing and print the image's directory."""
-    return command(__doc__, "guest image", "fetch the newest kernel again", ensure)
+    return command(__doc__, "guest image", "fetch the newest kernel again", ensure, names=tuple(KINDS))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,14 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 HERE: Final = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+
+import archive  # noqa: E402
+import tools  # noqa: E402
 
 import build  # noqa: E402
 
@@ -24,50 +28,48 @@ PROGRAMS: Final = HERE / "programs"
 PACKAGES: Final = ("gawk", "gcc", "libc6-dev", "perl", "python3", "redis-server", "sqlite3")
 LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 DISK_BYTES: Final = 512 << 20
-# The options of apt that decide how it reaches its archives.
-APT_OPTIONS: Final = ("Acquire::Check", "Acquire::http", "Acquire::Retries", "Acquire::ForceIP")
+INSTALL_SECONDS: Final = 540
 # Not on the PATH of a user who is not root.
 MKE2FS: Final = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "mke2fs"
-build.PACKAGES["mke2fs"] = "e2fsprogs"
+tools.PACKAGES["mke2fs"] = "e2fsprogs"
 
 
-def sources() -> list[str]:
-    """The Debian archives that this machine's apt uses, as lines for a sources.list; raises BuildError."""
-    shown = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
-    found = build.run("apt-get", "indextargets", "--format", shown, "Origin: Debian", "Created-By: Packages")
-    lines = list(dict.fromkeys(found.splitlines()))
-    if not lines:
-        raise build.BuildError("apt knows no Debian archive; run `apt-get update`, on Debian")
-    return lines
-
-
-def apt_options() -> list[str]:
-    """This machine's own settings for fetching (proxies, retries), as lines of an apt.conf."""
-    return [line for line in build.run("apt-config", "dump").splitlines() if line.startswith(APT_OPTIONS)]
-
-
-def bootstrap(work: pathlib.Path, root: pathlib.Path) -> None:
-    """Install Debian and the programs into `root`; raises BuildError."""
-    archives = sources()
+def bootstrap(work: pathlib.Path, root: pathlib.Path, packages: Sequence[str]) -> None:
+    """Install Debian and these packages into `root`; raises BuildError."""
+    archives = archive.sources()
     (work / "sources.list").write_text("\n".join(archives) + "\n", encoding="utf-8")
-    (work / "apt.conf").write_text("\n".join(apt_options()) + "\n", encoding="utf-8")
-    build.run(
-        *("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
+    (work / "apt.conf").write_text("\n".join(archive.apt_options()) + "\n", encoding="utf-8")
+    tools.run(
+        *("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         *(f"--aptopt={work / 'apt.conf'}", '--aptopt=Acquire::Languages "none"'),
         # Ours to clean up: what the archives' indices weigh is of no use in the guest.
         *("--skip=cleanup/apt", '--customize-hook=rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*'),
         *(archives[0].split()[2], str(root), str(work / "sources.list")),
-        seconds=build.APT_SECONDS,
+        seconds=INSTALL_SECONDS,
     )
-    shutil.copytree(PROGRAMS, root / "swaptide", ignore=shutil.ignore_patterns("init", "__pycache__"))
 
 
-def pack_disk(root: pathlib.Path, disk: pathlib.Path) -> None:
+def pack_disk(root: pathlib.Path, disk: pathlib.Path, size_bytes: int, label: str = "") -> None:
     """Write `root` as an ext4 image without mounting anything; the journal is of no use read-only."""
     with open(disk, "wb") as empty:
-        empty.truncate(DISK_BYTES)
-    build.run(MKE2FS, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(root), str(disk))
+        empty.truncate(size_bytes)
+    tools.run(
+        MKE2FS,
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-m",
+        "0",
+        "-L",
+        label,
+        "-d",
+        str(root),
+        str(disk),
+    )
 
 
 def pack_initrd(root: pathlib.Path, kernel: pathlib.Path, initrd: pathlib.Path) -> None:
@@ -93,33 +95,40 @@ def image_key(kernel: pathlib.Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def versions(root: pathlib.Path) -> list[str]:
+    """Each installed package and its version, on a line."""
+    wanted = ("dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n")
+    return tools.run(*wanted).splitlines()
+
+
 def manifest(key: str, kernel: pathlib.Path, root: pathlib.Path) -> dict[str, object]:
     """What the image was made of."""
-    wanted = ("dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n")
     return {
         "key": key,
         "kernel": (kernel / "package").read_text(encoding="utf-8").strip(),
-        "programs": [line for line in build.run(*wanted).splitlines() if line.split()[0] in PACKAGES],
+        "programs": [line for line in versions(root) if line.split()[0] in PACKAGES],
     }
 
 
 def build_image(kernel: pathlib.Path, refresh: bool) -> pathlib.Path:
     """The image's directory, built if an input changed or `refresh` is wanted; older ones are removed."""
     key = image_key(kernel)
-    kept = build.CACHE / f"debian-{key}"
+    kept = tools.CACHE / f"debian-{key}"
     if kept.is_dir() and not refresh:
         return kept
     print("debian guest: installing packages into a new image, about half a minute", file=sys.stderr)
-    with build.scratch() as work:
+    with tools.scratch() as work:
         image = work / "image"
         image.mkdir()
-        bootstrap(work, work / "tree")
-        pack_disk(work / "tree", image / "disk")
+        root = work / "tree"
+        bootstrap(work, root, PACKAGES)
+        shutil.copytree(PROGRAMS, root / "swaptide", ignore=shutil.ignore_patterns("init", "__pycache__"))
+        pack_disk(root, image / "disk", DISK_BYTES)
         pack_initrd(work / "initramfs", kernel, image / "initrd")
         shutil.copyfile(kernel / "vmlinuz", image / "vmlinuz")
-        facts = manifest(key, kernel, work / "tree")
+        facts = manifest(key, kernel, root)
         (image / "manifest.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        for old in build.CACHE.glob("debian-*"):
+        for old in tools.CACHE.glob("debian-*"):
             shutil.rmtree(old, ignore_errors=True)
         os.rename(image, kept)
     return kept
@@ -127,7 +136,7 @@ def build_image(kernel: pathlib.Path, refresh: bool) -> pathlib.Path:
 
 def ensure(refresh: bool = False) -> pathlib.Path:
     """The image's directory; raises BuildError, OSError or SubprocessError."""
-    with build.only_one():
+    with tools.only_one():
         return build_image(build.fetch_kernel(False), refresh)
 
 

@@ -32,6 +32,7 @@ import build  # noqa: E402
 sys.path.insert(0, str(HERE.parent))
 
 import debian  # noqa: E402
+import tools  # noqa: E402
 from qemu.qmp import QMPError  # noqa: E402
 
 from bench import core  # noqa: E402
@@ -146,10 +147,10 @@ def take(guest: pathlib.Path, work: pathlib.Path) -> None:
 @contextlib.contextmanager
 def only_one() -> Iterator[None]:
     """Hold the lock of the dumps; the builder's own is taken by the builders that are called within."""
-    build.CACHE.mkdir(parents=True, exist_ok=True)
-    with open(build.CACHE / "pages.lock", "w", encoding="ascii") as lock:
+    tools.CACHE.mkdir(parents=True, exist_ok=True)
+    with open(tools.CACHE / "pages.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in build.CACHE.glob(".dump-*"):  # of one that was killed outright
+        for stale in tools.CACHE.glob(".dump-*"):  # of one that was killed outright
             shutil.rmtree(stale, ignore_errors=True)
         yield
 
@@ -166,15 +167,15 @@ def ensure(refresh: bool) -> pathlib.Path:
     """The directory of the pages, made if an input changed or `refresh` is wanted; older ones are removed."""
     with only_one():
         guest = debian.ensure(refresh)
-        kept = build.CACHE / f"pages-{pages_key(guest)}"
+        kept = tools.CACHE / f"pages-{pages_key(guest)}"
         if kept.is_dir() and not refresh:
             return kept
         print("guest pages: booting Debian and its programs, about two minutes", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=".dump-", dir=build.CACHE) as name:
+        with tempfile.TemporaryDirectory(prefix=".dump-", dir=tools.CACHE) as name:
             work = pathlib.Path(name) / "pages"
             work.mkdir()
             take(guest, work)
-            for old in build.CACHE.glob("pages-*"):
+            for old in tools.CACHE.glob("pages-*"):
                 shutil.rmtree(old, ignore_errors=True)
             os.rename(work, kept)
     return kept

@@ -30,12 +30,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ceph.Cluster]:
 @pytest.fixture
 def patient_daemon() -> Iterator[daemons.Daemon]:
     """As `daemon`, but reads wait longer for a store: a busy machine takes its time."""
-    with daemons.directory() as root:
-        nbdkit = root / "patient-nbdkit"
-        nbdkit.write_text(f'#!/bin/sh\nexec nbdkit "$@" spill-timeout={PATIENCE_SECONDS}\n')
-        nbdkit.chmod(0o755)
-        with daemons.serving(root, nbdkit=str(nbdkit)) as running:
-            yield running
+    with daemons.directory() as root, daemons.serving(root, spill_timeout=f"{PATIENCE_SECONDS}s") as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,24 +1,37 @@
-"""The README shows only commands that exist, with options that they take."""
+"""README and docs show only commands that exist, with options that they take, and places that are there."""
 
+import functools
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.hygiene import tree
 
-README = (tree.ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```\w*\n(.*?)^```|(?<!`)`([^`\n]+)`(?!`)", README, re.DOTALL | re.MULTILINE)
-# Code lines, a line that is continued counting as one.
-CODE = "\n".join(block or inline for block, inline in BLOCKS).replace("\\\n", " ").splitlines()
+PAGES = [tree.ROOT / "README.md", *sorted((tree.ROOT / "docs").glob("*.md"))]
+CODE = re.compile(r"^```\w*\n(.*?)^```|(?<!`)`([^`\n]+)`(?!`)", re.DOTALL | re.MULTILINE)
 SWAPTIDE = str(pathlib.Path(sys.executable).with_name("swaptide"))
-COMMANDS = r"\bswaptide ([a-z][^|&;)\"#]*)"
+COMMANDS = r"(?<![\w.-])swaptide ([a-z][^|&;)\"#`]*)"
+MAKE = r"(?<![\w-])make (\w[\w-]*)"
 OPTION = re.compile(r"--[a-z][\w-]*")
 GROUPS = ("disk", "guest")
 
 
-def shown(pattern: str) -> list[str]:
-    return sorted({match.strip() for line in CODE for match in re.findall(pattern, line)})
+def shown(pattern: str, page: pathlib.Path = PAGES[0]) -> list[str]:
+    """What `pattern` finds in a page's code, a line that is continued counting as one."""
+    found = CODE.findall(page.read_text())
+    lines = "\n".join(block or inline for block, inline in found).replace("\\\n", " ").splitlines()
+    return sorted({match.strip() for line in lines for match in re.findall(pattern, line)})
+
+
+@functools.cache
+def options_of(words: tuple[str, ...]) -> frozenset[str]:
+    """The options of a command that exists."""
+    result = subprocess.run([SWAPTIDE, *words, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return frozenset(OPTION.findall(result.stdout))
 
 
 def command_words(line: str) -> tuple[str, ...]:
@@ -26,25 +39,25 @@ def command_words(line: str) -> tuple[str, ...]:
     return tuple(words[: 2 if words[0] in GROUPS else 1])
 
 
-def test_make_targets_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=tree.label)
+def test_make_targets_exist(page: pathlib.Path) -> None:
     targets = re.findall(r"^([\w-]+):", (tree.ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(shown(r"\bmake (\w[\w-]*)")) <= set(targets)
+    assert set(shown(MAKE, page)) <= set(targets)
 
 
-def test_commands_take_their_options() -> None:
-    for line in shown(COMMANDS):
-        help_call = [SWAPTIDE, *command_words(line), "--help"]
-        result = subprocess.run(help_call, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert set(OPTION.findall(line)) <= set(OPTION.findall(result.stdout)), line
+@pytest.mark.parametrize("page", PAGES, ids=tree.label)
+def test_commands_take_their_options(page: pathlib.Path) -> None:
+    for line in shown(COMMANDS, page):
+        assert set(OPTION.findall(line)) <= options_of(command_words(line)), line
 
 
-def test_places_exist() -> None:
-    places = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert not [place for place in places if not (tree.ROOT / place).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=tree.label)
+def test_places_exist(page: pathlib.Path) -> None:
+    places = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text())
+    assert not [place for place in places if not (page.parent / place).exists()]
 
 
 def test_something_is_shown() -> None:
-    assert "run" in shown(r"\bmake (\w[\w-]*)")
+    assert "run" in shown(MAKE)
     commands = {" ".join(command_words(line)) for line in shown(COMMANDS)}
     assert {"serve", "disk add", "snippet", "plugin-path"} <= commands

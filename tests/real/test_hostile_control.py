@@ -115,6 +115,7 @@ WRONG = st.fixed_dictionaries(
         "compress": VALUES,
         "clean_ahead_percent": VALUES,
         "deadline_seconds": VALUES,
+        "spill_timeout_seconds": VALUES,
         # No guest is ever registered: a relative path, and no disk of such a name.
         "qmp": st.one_of(VALUES, st.sampled_from(("relative", "/no\0thing"))),
         "guest": VALUES,

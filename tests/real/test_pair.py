@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +307,30 @@ def test_a_successor_comes_up_while_the_first_is_away(tmp_path: pathlib.Path, re
         load.close()
 
 
+def test_what_is_trimmed_the_server_forgets(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
+    """The first store keeps its space, the second is a server that can be told."""
+    first_bytes = geometry.store_bytes(2)
+    spill = f"{tmp_path}/first,size={first_bytes},{remote.uri}"
+    with serving(tmp_path, spill) as disk, disk.face() as face:
+        load = driver.Driver(disk.uri, SIZE, seed=12, connections=1)
+        fill(load, face)
+        set_limit(face, LOW)
+        server.wait_until_holds(face, LOW)
+        load.close()
+        before = remote.path.stat().st_blocks * 512
+        # Some free slots are left as they are, for the next writes.
+        least = 10 * geometry.SEGMENT_BYTES
+        assert before > least
+        handle = nbd.NBD()
+        handle.connect_uri(disk.uri)
+        handle.trim(SIZE, 0)
+        until(lambda: remote.path.stat().st_blocks * 512 <= least, "trims")
+        assert handle.pread(MIB, 0) == bytes(MIB)
+        handle.shutdown()
+        assert use(face) == (0, 0)
+    assert (tmp_path / "first").stat().st_blocks * 512 >= first_bytes
+
+
 def test_other_stores_are_refused(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
     spill = file_first(tmp_path, remote)
     with serving(tmp_path, spill) as disk:
@@ -324,10 +349,19 @@ def test_other_stores_are_refused(tmp_path: pathlib.Path, remote: remotes.Remote
         disk.start()
 
 
+@pytest.fixture
+def disk(tmp_path: pathlib.Path) -> Iterator[server.Server]:
+    """One that is not started, and never comes up."""
+    made = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
+    yield made
+    made.stop(signal.SIGKILL)
+    assert made.state is not None
+    shutil.rmtree(made.state.parent)
+
+
 @pytest.mark.parametrize("stores_given", ["files", "file and export", "devices"])
-def test_too_small_together(tmp_path: pathlib.Path, stores_given: str) -> None:
+def test_too_small_together(tmp_path: pathlib.Path, disk: server.Server, stores_given: str) -> None:
     sizes = [geometry.store_bytes(each) for each in (FIRST_SLOTS, SHAPE.disk_slots - FIRST_SLOTS - 1)]
-    disk = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
 
     def refused(spill: str) -> str:
         disk.parameters["spill"] = spill
@@ -353,8 +387,7 @@ def test_too_small_together(tmp_path: pathlib.Path, stores_given: str) -> None:
             assert said in refused(f"{one},{other}")
 
 
-def test_the_same_export_under_two_names(tmp_path: pathlib.Path, remote: remotes.Remote) -> None:
-    disk = server.Server(tmp_path, {"size": str(SIZE), "ram": str(RAM)})
+def test_the_same_export_under_two_names(disk: server.Server, remote: remotes.Remote) -> None:
     disk.parameters["spill"] = f"{remote.uri},{remote.uri.replace('///', '///same')}"
     with pytest.raises(server.Ended, match="the same store as the first one"):
         disk.start()

@@ -103,6 +103,28 @@ def test_a_hibernated_system_is_left_alone(daemon: daemons.Daemon) -> None:
     assert contents(report)[1] == 16
 
 
+@pytest.mark.parametrize("page_bytes", [16384, 65536])
+def test_larger_pages_keep_their_swap_area(daemon: daemons.Daemon, page_bytes: int) -> None:
+    """An arm64 guest's: the signature ends its first page, wherever that is, and all of the page is kept."""
+    report = daemon.add()
+    fill(report)
+    header = b"\1" * (page_bytes - 10) + b"SWAPSPACE2"
+    with daemons.client(report) as handle:
+        handle.pwrite(header, 0)
+    with machines.running(daemon.root, *qemu_words(daemon)) as vm:
+        vm.wait_until_booted()
+        daemon.ok("guest", "add", "vm", "--qmp", str(vm.qmp), "--disk", "g1", "--clear-on-reset")
+        assert outcome(daemon, vm) == "'emptied'"
+        assert daemon.show()["stored_pages"] <= page_bytes // PAGE
+        with daemons.client(report) as handle:
+            assert bytes(handle.pread(page_bytes, 0)) == header
+            handle.pwrite(b"S1SUSPEND\0", page_bytes - 10)
+            handle.pwrite(PATTERN, 4 << 20)
+        assert "hibernated" in outcome(daemon, vm)
+    with daemons.client(report) as handle:
+        assert bytes(handle.pread(PAGE, 4 << 20)) == PATTERN
+
+
 def test_what_was_not_chosen_is_left_alone(daemon: daemons.Daemon) -> None:
     report, other = daemon.add(), daemon.add("g2")
     fill(report)

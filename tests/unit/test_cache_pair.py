@@ -6,7 +6,7 @@ import os
 import pathlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -241,9 +241,12 @@ def test_neither_is_claimed_where_the_second_cannot_be(tmp_path: pathlib.Path) -
     assert (tmp_path / "second").read_bytes() == b"somebody's" * 1000
 
 
-def test_the_first_under_another_name_is_not_the_second(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_the_first_under_another_name_is_not_the_second(
+    tmp_path: pathlib.Path, link: Callable[[pathlib.Path, pathlib.Path], None]
+) -> None:
     (tmp_path / "first").touch()
-    os.link(tmp_path / "first", tmp_path / "second")
+    link(tmp_path / "first", tmp_path / "second")
     with pytest.raises(UsageError, match="second: the same store as the first one"):
         prepare(pair_of(tmp_path), tmp_path / "state")
 

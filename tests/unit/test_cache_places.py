@@ -1,6 +1,5 @@
 """One store or two, as people write them."""
 
-import os
 import pathlib
 
 import pytest
@@ -72,10 +71,3 @@ def test_what_cannot_be_is_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         places.parse(text)
     assert "secret" not in str(caught.value)
-
-
-def test_a_link_to_the_first_store_is_the_first_store(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "real").touch()
-    os.symlink(tmp_path / "real", tmp_path / "link")
-    with pytest.raises(UsageError, match="twice the same"):
-        places.parse(f"{tmp_path}/real,{tmp_path}/link")

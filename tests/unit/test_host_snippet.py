@@ -1,5 +1,7 @@
 """The lines for the guest, with names that need quoting."""
 
+import json
+import re
 import shlex
 import xml.etree.ElementTree as tree
 
@@ -25,6 +27,13 @@ def test_qemu() -> None:
     assert len(node) < 32  # QEMU's limit
 
 
+def test_qemu_in_one_line() -> None:
+    """As docs/operations.md has it for Proxmox: without backslashes and line ends."""
+    lines = snippet.qemu(ID, "/run/swaptide/g1.sock")
+    words = lines.replace("\\", "").replace("\n", "").split()
+    assert words == shlex.split(lines.replace("\\\n", " "))
+
+
 def test_libvirt() -> None:
     disk = tree.fromstring(snippet.libvirt(ID, '/run/<&">/g1.sock'))
     assert disk.attrib == {"type": "network", "device": "disk"}
@@ -36,3 +45,23 @@ def test_libvirt() -> None:
     assert parts["driver"]["discard"] == "unmap"
     assert (parts["driver"]["error_policy"], parts["driver"]["rerror_policy"]) == ("stop", "report")
     assert parts["blockio"] == {"logical_block_size": "512", "physical_block_size": "4096"}
+
+
+def test_a_lasting_one_names_no_disk() -> None:
+    words = shlex.split(snippet.qemu(None, "/run/g1.sock").replace("\\\n", " "))
+    assert "export" not in words[1] and "server.path=/run/g1.sock" in words[1].split(",")
+    node = re.findall(r"node-name=([^,]*)", words[1])
+    assert [f"drive={name}" for name in node] == [words[3].split(",")[1]] and len(node[0]) < 32
+    assert snippet.qemu(None, "/run/g2.sock") != snippet.qemu(None, "/run/g1.sock").replace("g1", "g2")
+    source = tree.fromstring(snippet.libvirt(None, "/run/g1.sock")).find("source")
+    assert source is not None and source.attrib == {"protocol": "nbd"}
+
+
+def test_options_for_libvirt() -> None:
+    element = tree.fromstring(snippet.libvirt_args(ID, '/run/<&">, b/g1.sock'))
+    assert element.tag == f"{{{snippet.LIBVIRT_QEMU}}}commandline"
+    words = [child.attrib["value"] for child in element]
+    assert words[0::2] == ["-blockdev", "-device"]
+    backend, device = map(json.loads, words[1::2])
+    assert backend["server"]["path"] == '/run/<&">, b/g1.sock' and backend["export"] == ID
+    assert backend["reconnect-delay"] == 300 and device["drive"] == backend["node-name"]

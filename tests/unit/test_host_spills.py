@@ -1,12 +1,17 @@
 """How far the erasing of a spill is, told to whoever waits for it."""
 
 import asyncio
+import fcntl
+import os
 import pathlib
+import stat
 import time
+import uuid
 from typing import Any
 
 import pytest
 
+from swaptide.cache import spillfile
 from swaptide.host import spills, steps, zeros
 
 TOTAL = 64 << 20
@@ -69,3 +74,45 @@ def test_a_store_that_does_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, 
         ended.append(True)
     assert len(trouble) == 1 and "its store does not answer" in trouble[0]
     assert ("its contents stay" in trouble[0]) == bool(total)
+
+
+def test_a_device_is_nobody_elses_before_it_is_emptied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A file stands for it."""
+    device, disk_id = tmp_path / "device", str(uuid.uuid4())
+    device.write_bytes(spillfile.pack(spillfile.SpillHeader(disk_id, "", "")).ljust(1 << 20, b"x"))
+    monkeypatch.setattr(stat, "S_ISBLK", lambda mode: True)
+    monkeypatch.setattr(spillfile, "release", lambda path, disk_id: None)
+    taken: list[bool] = []
+
+    def discard(fd: int, start: int, end: int) -> bool:
+        other = os.open(device, os.O_RDWR)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken.append(True)
+        except BlockingIOError:
+            taken.append(False)
+        finally:
+            os.close(other)
+        return True
+
+    monkeypatch.setattr(zeros, "discard", discard)
+    spills._release(device, disk_id, 0, zeros.Progress())
+    assert taken == [False]
+
+
+def test_whoever_is_given_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that hangs in its store may go on much later, when the place is another disk's."""
+    seen: list[zeros.Progress] = []
+
+    def work(progress: zeros.Progress, told: list[dict[str, Any]]) -> None:
+        seen.append(progress)
+        end = time.monotonic() + 20
+        while not progress.abandoned:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    trouble, _ = erase(monkeypatch, work, 0.2)
+    assert len(trouble) == 1 and "does not answer" in trouble[0]
+    assert seen[0].abandoned

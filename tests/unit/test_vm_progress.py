@@ -11,10 +11,10 @@ from tests.hygiene import tree
 PROGRAM = """
 import sys
 sys.path.insert(0, "vm-images")
-import build
+import build, tools
 words = sys.argv[1:]
 del sys.argv[1:]
-sys.exit(build.command("x", "guest image", "x", lambda refresh: build.run(*words).strip()))
+sys.exit(build.command("x", "guest image", "x", lambda refresh: tools.run(*words).strip()))
 """
 
 

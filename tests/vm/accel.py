@@ -33,6 +33,11 @@ class Accel:
         return f"accelerator: {self.name} ({self.why})"
 
 
+def usable() -> bool:
+    """Whether /dev/kvm may be opened, which does not say what boots under it."""
+    return os.access(KVM, os.R_OK | os.W_OK)
+
+
 def choose() -> Accel:
     """Decide; raises ProbeError if ACCEL holds anything but kvm or tcg.
 
@@ -45,7 +50,7 @@ def choose() -> Accel:
         return Accel(forced, f"forced by ACCEL={forced}")
     if not KVM.exists():
         return Accel("tcg", "this host has no /dev/kvm; guests are emulated, which is slower")
-    if not os.access(KVM, os.R_OK | os.W_OK):
+    if not usable():
         return Accel("tcg", "no permission to use /dev/kvm; join its group, or go on emulated")
     return _remembered() or _probe()
 

@@ -31,6 +31,23 @@ QMP_SECONDS: Final = 10.0
 _CLOSED: Final = None  # what the reader puts last into the queue
 
 
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """What QEMU is for one architecture of guests."""
+
+    qemu: str
+    board: str
+    console: str
+    cpu: tuple[str, ...] = ()
+
+
+BUILDS: Final = {
+    "amd64": Build("qemu-system-x86_64", "q35", "ttyS0"),
+    # The plainest one that has pages of 16 KiB.
+    "arm64": Build("qemu-system-aarch64", "virt", "ttyAMA0", ("-cpu", "cortex-a76")),
+}
+
+
 class GuestError(Exception):
     """The guest did not do what was waited for; str() ends with the last lines of its console."""
 
@@ -39,14 +56,16 @@ class GuestError(Exception):
 class Spec:
     """What to boot.  `work` becomes the tide.* parameters that vm-images/README.md lists.
 
+    `guest` names one of vm-images/build.py's images; `board` is QEMU's, where it is not the usual one;
     `monitor` is where a QMP monitor for others than the test listens; a guest that `reboots` starts again
     when it is reset, where others end.
     """
 
     accel: str
+    guest: str = image.DEFAULT
     memory_mib: int = 192
     cpus: int = 2
-    board: str = "q35"
+    board: str = ""
     disk: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     monitor: pathlib.Path | None = None
@@ -77,20 +96,33 @@ def file_disk(path: pathlib.Path, *, direct: bool) -> tuple[str, ...]:
     )
 
 
+def boot_words(guest: image.Image, append: str) -> tuple[str, ...]:
+    """QEMU arguments for what is booted: a kernel, a disk, or both."""
+    words: tuple[str, ...] = ()
+    if guest.kernel is not None:
+        words += ("-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", append)
+    if guest.disk is not None:
+        words += (
+            *("-drive", f"file={guest.disk},format=raw,if=none,id=boot,snapshot=on"),
+            *("-device", "virtio-blk-pci,drive=boot" + (",bootindex=0" if guest.kernel is None else "")),
+        )
+    return words
+
+
 def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> list[str]:
     """The whole QEMU command; the guest sees the disk of `spec` and a serial console, nothing else."""
     work = " ".join(f"tide.{name}={value}" for name, value in spec.work.items())
+    build = BUILDS[guest.architecture]
     return [
-        "qemu-system-x86_64",
+        build.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *(() if spec.reboots else ("-no-reboot",)),
         # QEMU's plainest CPU: all that a swapping guest needs, and what a nested KVM can offer as well.
-        *("-machine", spec.board, "-accel", spec.accel),
+        *("-machine", spec.board or build.board, "-accel", spec.accel, *build.cpu),
         *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-qmp", f"unix:{qmp_socket},server=on,wait=off"),
-        *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
-        *("-append", f"console=ttyS0 loglevel=4 panic=-1 {work}"),
+        *boot_words(guest, f"console={build.console} loglevel=4 panic=-1 {guest.append} {work}"),
         *spec.disk,
         *spec.devices,
         *(() if spec.monitor is None else ("-qmp", f"unix:{spec.monitor},server=on,wait=off")),
@@ -98,7 +130,11 @@ def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> li
 
 
 class Machine:
-    """A running guest.  `console` holds every line so far, `numbers` the latest figures of its work."""
+    """A running guest.
+
+    `console` holds every line so far, `numbers` the latest figures of its work, `kernel` the version that
+    it runs.
+    """
 
     def __init__(self, spec: Spec, on_line: Callable[[str], None] | None = None) -> None:
         """Prepare; nothing runs before the `with`.  `on_line` is called by the thread that waits."""
@@ -107,6 +143,7 @@ class Machine:
         self.trouble: list[str] = []
         self.wrong: list[str] = []
         self.numbers = report.Numbers()
+        self.kernel = ""
         self.result: report.Numbers | None = None
         self._on_line = on_line
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -117,7 +154,7 @@ class Machine:
             work = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swaptide-qemu-")))
             self._qmp_socket = work / "qmp.sock"
             self._stderr = stack.enter_context(open(work / "stderr", "w+", encoding="utf-8"))
-            command = command_line(self.spec, image.ensure(), self._qmp_socket)
+            command = command_line(self.spec, image.ensure(self.spec.guest), self._qmp_socket)
             self._process = subprocess.Popen(
                 # Should we be killed outright, QEMU must not stay behind.
                 ["setpriv", "--pdeathsig", "KILL", *command],
@@ -188,11 +225,15 @@ class Machine:
         if self.result is None:
             self.wait_for(lambda r: r.kind == "RESULT", "result", seconds)
         assert self.result is not None
+        self.wait_off(STOP_SECONDS)
+        return self.result
+
+    def wait_off(self, seconds: float) -> None:
+        """Wait until the guest has switched itself off; raises GuestError."""
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise GuestError(self.account("the guest does not power off")) from None
-        return self.result
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command over a connection of its own; raises TimeoutError or qemu.qmp's errors."""
@@ -227,6 +268,8 @@ class Machine:
         if report.is_trouble(line):
             self.trouble.append(line)
         found = report.parse(line)
+        if found is not None and found.kind == "READY":
+            self.kernel = found.fields.get("kernel", "")
         if found is not None and found.kind in ("PROGRESS", "RESULT"):
             self.numbers = report.numbers_of(found)
         if found is not None and found.kind == "RESULT":

@@ -16,7 +16,7 @@ PAGE_BYTES: Final = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One GUEST-… line: `kind` is READY, SWAP, PROGRESS, WRONG, SWAPOFF, UNPLUGGED, RESULT, ERROR or NOTE."""
+    """One GUEST-… line: `kind` is one of those that vm-images/README.md lists."""
 
     kind: str
     text: str

@@ -1,6 +1,6 @@
 /* The guest's work: fills more memory than there is, and says whether every byte came back.
  *
- * One parent talks (a progress line a second, "stop" on standard input, the verdict), and `workers`
+ * One parent talks (a progress line a second, "stop" or "hibernate" on standard input, the verdict), and `workers`
  * children each own a range of pages.  They share one page of counters, each word of which has a single
  * writer, and `control`, which the parent writes.  Everything but the worked-on memory is locked, so that
  * what the pages are compared with never went through the swap disk itself.
@@ -158,7 +158,8 @@ static void work(struct range *r)
 /* swapoff needs room for what is still used: keep a part, let the parent switch off, check that part. */
 static void outlive_swapoff(struct range *r, uint64_t keep_pages)
 {
-    uint64_t keep = keep_pages < r->pages ? keep_pages : r->pages - 1;
+    uint64_t step = sysconf(_SC_PAGESIZE) / PAGE; /* of the guest's own, which may be larger */
+    uint64_t keep = (keep_pages < r->pages ? keep_pages : r->pages - 1) / step * step;
     munmap((char *)r->memory + keep * PAGE, (r->pages - keep) * PAGE);
     r->tally->kept = keep + 1;
     while (shared->stage != LAST)
@@ -274,7 +275,18 @@ static void say_result(int died)
     shared->stage = opt.hold ? HOLD : LAST;
 }
 
-static void listen_for_stop(int milliseconds)
+/* The system that writes this is switched off; the next one that finds it on the swap disk goes on here. */
+static void hibernate(void)
+{
+    say("GUEST-HIBERNATING uptime_ms=%llu\n", (unsigned long long)now_ms());
+    int fd = open("/sys/power/state", O_WRONLY | O_CLOEXEC);
+    int failed = fd < 0 || write(fd, "disk", 4) != 4 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    say("GUEST-RESUMED errno=%d\n", failed);
+}
+
+static void listen(int milliseconds)
 {
     static int fd = STDIN_FILENO;
     char text[64];
@@ -287,6 +299,8 @@ static void listen_for_stop(int milliseconds)
         return;
     }
     text[n] = 0;
+    if (strstr(text, "hibernate"))
+        hibernate();
     if (strstr(text, "stop") && shared->stage == WORK)
         shared->stage = STOP;
     else if (strstr(text, "stop") && shared->stage == HOLD)
@@ -319,7 +333,7 @@ static int supervise(void)
     uint64_t next = now_ms() + 1000;
     while (alive > 0) {
         uint64_t now = now_ms();
-        listen_for_stop(now < next ? (int)(next - now < 100 ? next - now : 100) : 0);
+        listen(now < next ? (int)(next - now < 100 ? next - now : 100) : 0);
         alive -= reap(&died);
         if (opt.seconds && now_ms() - started_ms > opt.seconds * 1000 && shared->stage == WORK)
             shared->stage = STOP;

@@ -1,0 +1,94 @@
+"""A whole Debian: systemd switches swap on by fstab and label; Redis holds more than there is memory.
+
+Redis judges by its own means: DEBUG DIGEST reads every record, and has to say what is computed here.
+"""
+
+import runpy
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from tests.vm import image, machine, needs, phases, swaptided
+
+RECORDS: dict[str, Any] = runpy.run_path(str(image.ROOT / "vm-images" / "system" / "records.py"))
+MIB = phases.MIB
+DATA_MIB, MEMORY_MIB = 320, 320
+# Emulated, beside other work.
+BOOT_SECONDS = 300.0
+STEP_SECONDS = 400.0
+SEED, CHANGED_SEED = 1, 2
+
+pytestmark = [pytest.mark.guest, pytest.mark.long, pytest.mark.timeout(1500)]
+
+
+def digests() -> tuple[str, str]:
+    """What Redis has to say after the first writes, and after the second ones, which replace some of them."""
+    before, after, changed = RECORDS["Digest"](), RECORDS["Digest"](), 0
+    for record in RECORDS["records"](CHANGED_SEED, DATA_MIB * MIB // 2):
+        after.add(*record)
+        changed += 1
+    for number, record in enumerate(RECORDS["records"](SEED, DATA_MIB * MIB)):
+        before.add(*record)
+        if number >= changed:
+            after.add(*record)
+    return before.text(), after.text()
+
+
+def wait_phase(guest: machine.Machine, phase: str) -> None:
+    """Wait until the work says that it is there."""
+    guest.wait_for(
+        lambda r: r.kind == "PROGRESS" and r.fields["phase"] == phase, f"phase {phase}", STEP_SECONDS
+    )
+
+
+def digest(guest: machine.Machine) -> str:
+    """Have the guest go on; the next digest that it tells."""
+    guest.say("go")
+    return guest.wait_for(lambda r: r.kind == "DIGEST", "digest", STEP_SECONDS).fields["value"]
+
+
+def wait_given_back(daemon: swaptided.Daemon, pages: int) -> int:
+    """Wait until the disk holds no more than so many pages; how many it does."""
+    deadline = time.monotonic() + phases.PHASE_SECONDS
+    while (held := int(daemon.show(phases.DISK)["stored_pages"])) > pages:
+        assert time.monotonic() < deadline, f"{held} pages are still held"
+        time.sleep(0.2)
+    return held
+
+
+def test_debian_with_redis(daemon: swaptided.Daemon, accelerator: str) -> None:
+    """Filled, squeezed, read, half of it changed while the server is killed, read again, given up."""
+    begun = time.monotonic()
+    needs.guest("system")
+    expected = digests()
+    daemon.add(phases.DISK, size="1G", ram="256M", swap_label="tide")
+    spec = machine.Spec(
+        accelerator,
+        guest="system",
+        memory_mib=MEMORY_MIB,
+        disk=daemon.qemu_arguments(phases.DISK),
+        work={"mib": DATA_MIB},
+    )
+    with machine.Machine(spec) as guest:
+        guest.wait_ready(BOOT_SECONDS)
+        booted = time.monotonic() - begun
+        swap = guest.wait_for(lambda r: r.kind == "SWAP", "swap area", phases.PHASE_SECONDS)
+        assert (swap.fields["label"], swap.fields["rotational"]) == ("tide", "0")
+        wait_phase(guest, "written")
+        phases.squeeze(daemon, 48)
+        assert digest(guest) == expected[0], guest.account("a wrong digest")
+        guest.say("go")
+        wait_phase(guest, "write")
+        phases.replace_backend(daemon, signal.SIGKILL)
+        assert digest(guest) == expected[1], guest.account("a wrong digest of what was changed")
+        held = daemon.show(phases.DISK)["stored_pages"]
+        wait_phase(guest, "given-up")
+        left = wait_given_back(daemon, held // 4)
+        guest.say("go")
+        guest.wait_for(lambda r: r.kind == "RESULT", "result", phases.PHASE_SECONDS)
+        guest.wait_off(phases.PHASE_SECONDS)
+        assert guest.trouble == [], guest.account("the guest's kernel complains")
+    phases.assert_spilled(daemon)
+    phases.tell(guest, begun, f"; booted after {booted:.0f} s; of {held} pages held, {left} after FLUSHALL")

@@ -33,7 +33,7 @@ _PROBE_BYTES: Final = 1 << 20
 # How much is made zeros, or forgotten, in one request, and how long that may take: an export that is being
 # emptied shows life oftener than whoever would take it by force looks.
 _STEP_BYTES: Final = 8 << 20
-_FORGET_BYTES: Final = 256 << 20
+_FORGET_BYTES: Final = 64 << 20
 STEP_SECONDS: Final = 4.0
 _DECLINED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _PAGE: Final = geometry.PAGE_BYTES

@@ -3,6 +3,7 @@
 Everything is reaped by its pid.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -92,6 +93,25 @@ class Remote:
     def has_died(self) -> bool:
         """Whether it ended by itself."""
         return self.process is not None and self.process.poll() is not None
+
+    def keep(self) -> bool:
+        """Have it run, for a condition that is waited for.
+
+        It may die when a client with requests under way is gone: an assertion of nbdkit 1.32 does not expect
+        that two threads answer on a broken connection.
+        """
+        if self.process is not None and self.process.poll() == -signal.SIGABRT:
+            self.start()
+        return True
+
+    def keep_during(self, work: Callable[[], None]) -> None:
+        """Have it run while `work`, which is done in another thread and starts no process, needs it."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work)
+            while not working.done():
+                self.keep()
+                time.sleep(0.02)
+            working.result()
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:

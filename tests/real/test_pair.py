@@ -253,7 +253,7 @@ def test_a_write_that_comes_late_meets_nobody(tmp_path: pathlib.Path, remote: re
                 set_limit(face, LOW)
                 server.wait_until_holds(face, LOW)
                 until(lambda: remote.uri in trouble(face), "degraded")
-            until(lambda: loaded(load) and not trouble(face), "the end of degraded")
+            until(lambda: remote.keep() and loaded(load) and not trouble(face), "the end of degraded")
             load.run(500)
             load.check_all()
             assert use(face)[1] > 0, turn
@@ -280,7 +280,7 @@ def test_kills_in_the_middle(tmp_path: pathlib.Path, remote: remotes.Remote) -> 
                 remote.restart()
             disk.start()
             load.resume(disk.uri)
-            load.check_all()
+            remote.keep_during(load.check_all)
         with disk.face() as face:
             first, second = use(face)
             assert first > 0 and second > 0

@@ -62,7 +62,7 @@ def test_a_life(daemon: daemons.Daemon, root: pathlib.Path, remote: remotes.Remo
     fill(daemon)
     os.kill(report["pid"], signal.SIGKILL)
     daemon.wait_running(not_pid=report["pid"])
-    check(daemon)
+    remote.keep_during(lambda: check(daemon))
     shown = daemon.show()
     assert 0 < shown["second_slots_used"] < shown["disk_slots_used"]
     daemon.ok("disk", "restart", "g1")

@@ -118,7 +118,7 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
             assert error.value.errno == "EIO" and 6 < time.monotonic() - begun < 60
             until(lambda: degraded(face), "degraded")
             handle.shutdown()
-        until(lambda: not degraded(face), "the end of degraded")
+        until(lambda: remote.keep() and not degraded(face), "the end of degraded")
         check(disk)
     assert "does not answer" in disk.log.read_text()
 
@@ -186,7 +186,7 @@ def test_a_process_that_is_killed_has_a_successor(tmp_path: pathlib.Path, remote
             disk.stop(signal.SIGKILL)
             writing.join()
             disk.start()
-            check(disk)
+            remote.keep_during(lambda: check(disk))
 
 
 def _fill_until_dead(disk: server.Server) -> None:

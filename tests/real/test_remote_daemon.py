@@ -62,7 +62,7 @@ def test_a_life(daemon: daemons.Daemon, remote: remotes.Remote) -> None:
     fill(daemon)
     os.kill(report["pid"], signal.SIGKILL)
     daemon.wait_running(not_pid=report["pid"])
-    check(daemon)
+    remote.keep_during(lambda: check(daemon))
     daemon.ok("disk", "restart", "g1")
     check(daemon)
     refused = daemon.run("disk", "add", "g2", "--size", "64M", "--ram", "32M", "--spill", remote.uri)

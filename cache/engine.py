@@ -99,6 +99,7 @@ class Engine:
         self._clients = 0
         self._governor: Governor | None = None
         self._runner: Runner | None = None
+        self.called: Callable[[], None] = lambda: None  # by a daemon, with the control word `call`
 
     @property
     def identity(self) -> face.Identity:
@@ -305,6 +306,7 @@ class Engine:
             self._spill.reserved_bytes,
             str if isinstance(self._spill, pairs.Pair) else self._spill.trouble,
             self._spill.set_timeout,
+            lambda: self.called(),
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
@@ -369,6 +371,20 @@ class Engine:
         mapping.set_control_word(index, layout.after(mapping.control_word(index), frozen))
         if self._governor is not None:
             self._governor.apply()
+
+    def control(self, name: str) -> int:
+        """A word of layout.CONTROL, as it is now."""
+        return self._state.mapping.control_word(layout.CONTROL.index(name))
+
+    def set_control(self, name: str, value: int) -> None:
+        """Store a word of layout.CONTROL that the process itself changes: `gate`, and the two of `origin`."""
+        self._state.mapping.set_control_word(layout.CONTROL.index(name), value)
+
+    @property
+    def origin(self) -> str | None:
+        """The id of the disk whose contents were moved into this one."""
+        number = self.control("origin_high") << 64 | self.control("origin_low")
+        return str(uuid.UUID(int=number)) if number else None
 
     def counter(self, name: str) -> int:
         """A counter of layout.COUNTERS, as it is now."""

@@ -181,6 +181,24 @@ class StateFace:
         """Whether the disk is to stand still; it does once it has seen that."""
         return layout.is_frozen(self._control("frozen"))
 
+    def call(self) -> None:
+        """Have the process that serves the disk connect to where it was told that calls come from."""
+        self._put("call", self._control("call") + 1)
+
+    def gate(self) -> str:
+        """Whether clients are served: one of layout.GATES."""
+        return layout.gate(self._control("gate"))
+
+    def set_gate(self, gate: str) -> None:
+        """Have clients served or not, by one of layout.GATES; in force at once."""
+        self._put("gate", layout.GATES.index(gate))
+
+    def origin(self) -> str | None:
+        """The id of the disk whose contents were moved into this one, which it answers to as well."""
+        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
+        number = words["origin_high"] << 64 | words["origin_low"]
+        return str(uuid.UUID(int=number)) if number else None
+
     def request_publish(self) -> int:
         """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
         wanted = self._control("publish_request") + 1

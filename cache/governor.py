@@ -68,6 +68,7 @@ class Governor:
         reserved_bytes: int,
         store_trouble: Callable[[], str] = str,
         set_store_timeout: Callable[[float | None], None] = lambda seconds: None,
+        called: Callable[[], None] = lambda: None,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
@@ -75,6 +76,7 @@ class Governor:
         movers.stirred = lambda: self._changed.set()
         self._store_trouble = store_trouble
         self._set_store_timeout = set_store_timeout
+        self._called = called
         self._told_trouble = ""
         self._state_fd = state_fd
         self._state_path = state_path
@@ -91,6 +93,7 @@ class Governor:
         self._told_frozen: int | None = None
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
         self._base_bytes = max(base, self._meter.start_bytes)
+        self._heard_call = self._control("call")  # what was called before was another process's to hear
         self._put("base_bytes", self._base_bytes)
         self._put("reserved_bytes", reserved_bytes)
         self.apply()
@@ -104,11 +107,21 @@ class Governor:
                 self._changed.clear()
                 self.apply()
                 self._publish()
+                self._hear_call()
                 await self._wait_for_news(self._pause_seconds(watched=watch is not None))
         finally:
             if watch is not None:
                 asyncio.get_running_loop().remove_reader(watch)
                 os.close(watch)
+
+    def _hear_call(self) -> None:
+        call = self._control("call")
+        if call != self._heard_call:
+            self._heard_call = call
+            try:
+                self._called()
+            except Exception:  # the disk serves on, whatever keeps a job from beginning
+                log.exception("call not taken")
 
     def _pause_seconds(self, *, watched: bool) -> float:
         now = time.monotonic()
@@ -224,8 +237,10 @@ class Governor:
     def _notified(self, fd: int) -> None:
         os.read(fd, 65536)
         # The movers' own punches notify as well; only a changed control word is news.
-        if self._spoken() != self._heard or self._control("publish_request") != self._counter(
-            "publish_answer"
+        if (
+            self._spoken() != self._heard
+            or self._control("publish_request") != self._counter("publish_answer")
+            or self._control("call") != self._heard_call
         ):
             self._changed.set()
 

@@ -30,11 +30,24 @@ CONTROL: Final = (
     "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
     "frozen",  # counts freezes and thaws: odd while the disk is to stand still
     "spill_timeout_ms",  # how long reads wait for a spill server that is gone; 0 for the default
+    "gate",  # an index of GATES
+    "call",  # bumped by a daemon that wants the process to call it back, for a job (nbdkit_plugin/gate.py)
+    "origin_high",  # the id of the disk whose contents were moved into this one; 0 for none
+    "origin_low",
 )
 # More than this is damage.
 SPILL_TIMEOUT_MOST_MS: Final = 86_400_000
 # A count that is beyond this is damage, which is no reason to let a guest wait.
 FROZEN_MOST: Final = 1 << 32
+
+# Whether clients are served (docs/design.md, "Migration").  What is none of these is damage, and open.
+GATES: Final = (
+    "open",
+    "incoming",  # the contents are on their way: requests wait
+    "arrived",  # all there, but the source has not given it away yet: requests wait
+    "given",  # the contents are another disk's now: requests are refused
+    "gone",  # and its memory was given back
+)
 
 # lz4+zstd: with LZ4 first, and what stays cold anew with zstd when cores are idle.
 COMPRESS: Final = ("none", "lz4", "zstd", "lz4+zstd")
@@ -132,6 +145,11 @@ def slots_of(flags: int) -> tuple[int, int] | None:
 def is_frozen(word: int) -> bool:
     """Whether the control word `frozen` says that the disk is to stand still."""
     return word % 2 == 1 and word <= FROZEN_MOST
+
+
+def gate(word: int) -> str:
+    """What the control word `gate` says, one of GATES."""
+    return GATES[word] if word < len(GATES) else "open"
 
 
 def after(word: int, frozen: bool) -> int:

@@ -44,6 +44,8 @@ cdef class Log:
     cdef pthread_cond_t unpacker_free
     cdef int bounces
     cdef readonly uint64_t size_bytes
+    cdef uint64_t changes       # 0, or where the bits of changed pages are, while somebody sends the disk
+    cdef uint64_t changes_map   # the same, kept for the next one
 
     cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
                   uint64_t *missed) noexcept nogil
@@ -74,6 +76,7 @@ cdef class Log:
                          Waiter *waiter) noexcept nogil
     cdef int _load_page(self, char *to, uint64_t page, uint64_t entry, uint32_t *pinned) noexcept nogil
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil
+    cdef void _note_change(self, uint64_t page) noexcept nogil
     cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil
     cdef char *content(self, uint32_t segment) noexcept nogil
     cdef int _take_unpacker(self) noexcept nogil

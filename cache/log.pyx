@@ -31,6 +31,7 @@ from swaptide.cache.atomics cimport (
     peek64,
     point,
     prefetch_page,
+    set_bit,
     swap64,
 )
 from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker_end, unpacker_init
@@ -490,8 +491,16 @@ cdef class Log:
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil:
         cdef uint64_t old = swap64(&self.map.page_table[page], entry)
         point("publish: exchanged")
+        self._note_change(page)
         self._count_same(old, entry)
         self.segments.retire(old)
+
+    cdef void _note_change(self, uint64_t page) noexcept nogil:
+        """A client's change of a page is published.  Who sends the disk makes the map known before they load
+        entries, and here it is looked for after the entry's exchange: one of both sees the other."""
+        cdef uint64_t map = load64(&self.changes)
+        if map:
+            set_bit(<uint64_t *> map, page)
 
     cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil:
         cdef int by = (kind_of(new) == SAME) - (kind_of(old) == SAME)
@@ -532,6 +541,7 @@ cdef class Log:
             point("write part: merged")
             # The old segment is still pinned: its number cannot have come round to the same entry.
             if cas64(&self.map.page_table[page], old, new):
+                self._note_change(page)
                 self._count_same(old, new)
                 self.segments.retire(old)
                 break

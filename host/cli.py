@@ -15,6 +15,7 @@ from swaptide.host import (
     cli_disk,
     cli_doctor,
     cli_guest,
+    cli_migrate,
     cli_plan,
     cli_reserve,
     cli_simulate,
@@ -38,6 +39,10 @@ cli.add_command(cli_reserve.reserve)
 cli.add_command(cli_top.top)
 cli.add_command(cli_doctor.doctor)
 cli.add_command(cli_plan.plan)
+cli.add_command(cli_migrate.migrate)
+cli.add_command(cli_migrate.receive)
+cli_disk.disk.add_command(cli_migrate.save)
+cli_disk.disk.add_command(cli_migrate.load)
 
 
 @cli.command()

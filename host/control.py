@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, guests, listener, overview, protocol, steering
+from swaptide.host import disks, guests, listener, migrate, overview, protocol, steering
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Control:
         self._disks = served
         self._guests = watched
         self._balloon = balloon
+        self._moves = migrate.Migrations(served, watched)
         self._calls: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -117,6 +118,18 @@ class Control:
                 return await self._disks.freeze(name, True)
             case protocol.Thaw(name):
                 return await self._disks.freeze(name, False)
+            case protocol.Migrate():
+                return await _while_there(reader, self._moves.send(request, tell))
+            case protocol.TakeBack(name):
+                return await self._moves.take_back(name)
+            case protocol.Receive():
+                return await _while_there(reader, self._moves.receive(request, tell))
+            case protocol.Accept(name):
+                return await self._moves.accept(name)
+            case protocol.Save():
+                return await _while_there(reader, self._moves.save(request, tell))
+            case protocol.Load():
+                return await _while_there(reader, self._moves.load(request, tell))
             case protocol.Look():
                 return await overview.take(self._disks, self._guests, self._balloon)
             case protocol.GuestAdd():

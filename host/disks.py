@@ -74,6 +74,10 @@ class Disks:
         """The keepers of all disks, by name; also of those that do not serve, or are on their way out."""
         return [self._keepers[name] for name in sorted(self._keepers)]
 
+    def keeper(self, name: str) -> supervisor.Keeper:
+        """The keeper of a disk; raises UsageError if there is none, BusyError if it is on its way out."""
+        return self._available(name)
+
     def members(self) -> list[census.Member]:
         """The disks that take memory, for whoever sets the targets."""
         found = []
@@ -302,6 +306,7 @@ class Disks:
         await keeper.stop()
         told.at("giving its RAM back")
         keeper.socket_path.unlink(missing_ok=True)
+        keeper.calls_path.unlink(missing_ok=True)
         state_path = pathlib.Path(keeper.definition.state_path)
         left: list[str | None] = []
         # The key first: without it the rest is noise, whatever becomes of it.

@@ -39,6 +39,7 @@ def command(
     if chosen.balloon:
         # A new disk gets nothing beyond its floor before the policy has seen it.
         words.append(f"target={disk.floor_bytes}")
+    words.append(f"calls={paths.calls(chosen.run_dir, disk.name)}")
     words += [f"encrypt={'yes' if disk.encrypt else 'no'}", _state_argument(disk)]
     # Only onto a new disk: on one with contents the first page is the guest's.
     if fresh and disk.swap_label is not None:

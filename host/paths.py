@@ -55,6 +55,11 @@ def escape(path: pathlib.Path) -> str:
     return f"{key[:_LONGEST_KEY]}-{digest}"
 
 
+def calls(run_dir: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a disk's process finds the daemon that has called it (host/jobs.py)."""
+    return run_dir / f"{name}.call"
+
+
 def plugin() -> pathlib.Path:
     """The script that nbdkit loads."""
     # Not resolved: in an editable install the rooms are links, and nbdkit must see the package's path.

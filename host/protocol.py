@@ -104,6 +104,60 @@ class Thaw(_Message, tag="disk-thaw"):
     name: str
 
 
+class Migrate(_Message, tag="migrate"):
+    """Send a disk to the `receive` of another host, and hand it over; the result is what that took.
+
+    With `uri` QEMU is told to migrate there, by the monitor `qmp` or the guest `guest`; else the disk is
+    handed over when its last client leaves.  Streams how far it is.  Ends, and is undone, when its client
+    leaves.
+    """
+
+    name: str
+    to: str
+    uri: str | None = None
+    qmp: str | None = None
+    guest: str | None = None
+    tls_certificates: str | None = None
+    insecure: bool = False
+    remove: bool = False
+
+
+class TakeBack(_Message, tag="migrate-take-back"):
+    """Serve a disk that was given away and not taken; the result is its name and gate."""
+
+    name: str
+
+
+class Receive(_Message, tag="receive"):
+    """Take a disk in at an address; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    listen: str
+    tls_certificates: str | None = None
+    insecure: bool = False
+
+
+class Accept(_Message, tag="receive-accept"):
+    """Serve a disk that arrived and was not given; the result is its name and gate."""
+
+    name: str
+
+
+class Save(_Message, tag="disk-save"):
+    """Write a disk into a file; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    file: str
+    force: bool = False
+
+
+class Load(_Message, tag="disk-load"):
+    """Fill an empty disk from a file; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    file: str
+
+
 class Look(_Message, tag="look"):
     """The result is host.overview's: all disks with their latency counts, all guests, the host."""
 
@@ -184,6 +238,12 @@ Request = (
     | Remove
     | Freeze
     | Thaw
+    | Migrate
+    | TakeBack
+    | Receive
+    | Accept
+    | Save
+    | Load
     | Look
     | GuestAdd
     | GuestList

@@ -73,6 +73,8 @@ def of(keeper: supervisor.Keeper) -> Report:
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
         "frozen": False,
+        "gate": "open",
+        "origin": None,
         "raw_hits": 0,
         "packing_ratio": None,
         "latency": None,
@@ -104,6 +106,8 @@ def of(keeper: supervisor.Keeper) -> Report:
             report["error"] = _trouble(keeper)
         # A store that fails hurts nobody before the thaw.
         report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
+        if report["gate"] != "open":  # whatever else it is, clients are not served
+            report["state"] = report["gate"]
     return report
 
 
@@ -143,6 +147,8 @@ def _numbers(state: face.StateFace) -> Report:
         "ram_bytes": state.ram_bytes(),
         **counters,
         "frozen": state.is_frozen(),
+        "gate": state.gate(),
+        "origin": state.origin(),
         "raw_hits": max(0, counters["hits"] - counters["packed_hits"]),
         "packing_ratio": _packing_ratio(counters),
         "latency": {name: _latency(found) for name, found in state.histograms().items()},

@@ -29,6 +29,7 @@ from swaptide.host import (
     launch,
     listener,
     memory,
+    paths,
     process,
     shares,
     spills,
@@ -74,6 +75,7 @@ class Keeper:
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
+        self.calls_path = paths.calls(chosen.run_dir, definition.name)
         self.log_path = chosen.run_dir / f"{definition.name}.log"
         self.state = State.STOPPED
         self.error = ""

@@ -828,8 +828,12 @@ cdef class Segments:
         pthread_mutex_unlock(&self.lock)
 
     cdef bint is_short(self) noexcept nogil:
-        """Whether RAM slots are wanted, by the target or by writers.  A look without the lock."""
-        return self.populated >= self.limit()
+        """Whether RAM slots are wanted, by the target or by writers."""
+        cdef bint short
+        pthread_mutex_lock(&self.lock)
+        short = self.populated >= self.limit()
+        pthread_mutex_unlock(&self.lock)
+        return short
 
     cdef void drop(self, uint32_t segment) noexcept nogil:
         """Give up the RAM of a claimed CLEAN segment, once its last reader there has left."""

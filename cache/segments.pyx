@@ -829,11 +829,11 @@ cdef class Segments:
 
     cdef bint is_short(self) noexcept nogil:
         """Whether RAM slots are wanted, by the target or by writers."""
-        cdef bint short
+        cdef bint result
         pthread_mutex_lock(&self.lock)
-        short = self.populated >= self.limit()
+        result = self.populated >= self.limit()
         pthread_mutex_unlock(&self.lock)
-        return short
+        return result
 
     cdef void drop(self, uint32_t segment) noexcept nogil:
         """Give up the RAM of a claimed CLEAN segment, once its last reader there has left."""

@@ -304,7 +304,8 @@ class Stores:
         self._errors = errors
 
     def trouble(self) -> str:
-        """What is wrong with which one; empty where both work."""
+        """What is wrong with which one; empty where both work.  By then the segments know it too."""
+        self.look()
         return "; ".join(
             store.trouble() or f"spill={store.place}: writing fails: {os.strerror(error)}"
             for store, error in zip(self._stores, self._errors, strict=True)
@@ -430,6 +431,7 @@ class Movers:
         return CALM_SECONDS if self.calm else IDLE_SECONDS
 
     def _look(self) -> Snapshot:
+        self._stores.look()
         self._ask_host()
         if self._room is None or self._room > CGROUP_MARGIN_BYTES:
             granted = self._segments.grant_tables()
@@ -446,7 +448,6 @@ class Movers:
         if now < self._ask_host_at:
             return
         self._ask_host_at = now + ASK_HOST_SECONDS
-        self._stores.look()
         self._room = self._headroom.bytes()
         if self._room is not None:
             spare = (self._room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES

@@ -295,8 +295,10 @@ def _empty(connection: link.Link, start: int, end: int, plain: bool, progress: P
     if progress is not None:
         progress.doing = "zeroing its export" if plain else "trimming its export"
         progress.total_bytes = max(0, end - start)
-    for at in range(start, end, step):
-        count = min(step, end - at)
+    at = start
+    while at < end:
+        # In whole steps of the export: a store of objects keeps one of which each half was forgotten apart.
+        count = min(step - at % step, end - at)
         _go_on(progress)
         connection.write(_beat_page(at), BEAT_OFFSET, STEP_SECONDS)
         if not plain:
@@ -307,6 +309,7 @@ def _empty(connection: link.Link, start: int, end: int, plain: bool, progress: P
             connection.write(bytes(count), at, STEP_SECONDS)
         if progress is not None:
             progress.done_bytes += count
+        at += count
     connection.flush(LIMIT_SECONDS)
 
 

@@ -99,9 +99,11 @@ def test_an_idle_disk_of_a_guest_that_used_it_takes_at_most_48_mib(daemon: daemo
         with daemons.client(report) as handle:
             grow_request_buffers(handle, report["pid"])
             deadline = time.monotonic() + CALM_SECONDS
-            while (taken := rollup(report["pid"], "Pss")) > MOST_BYTES:
+            # Program files are shared by all disks, and count below, where there are many.
+            while (taken := rollup(report["pid"], "Pss") - rollup(report["pid"], "Pss_File")) > MOST_BYTES:
                 assert time.monotonic() < deadline, f"{taken / MIB:.1f} MiB"
                 time.sleep(0.5)
+            print(f"{taken / MIB:.1f} MiB")
     finally:
         remove(daemon, "used")
 

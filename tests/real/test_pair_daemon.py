@@ -2,19 +2,17 @@
 
 import os
 import pathlib
-import random
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from swaptide.cache import exports, geometry, spillfile, uris
+from swaptide.cache import geometry, spillfile
 from tests.real import daemons, remotes
+from tests.real.spilling import check, fill, owner
 
-MIB = daemons.MIB
 SHAPE = geometry.of_size(daemons.SIZE)
 FIRST_BYTES = geometry.store_bytes(8)
-DATA = random.Random(5).randbytes(daemons.SIZE)
 
 
 @pytest.fixture
@@ -33,23 +31,6 @@ def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
 def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
     with daemons.serving(root, balloon=False) as running:
         yield running
-
-
-def fill(daemon: daemons.Daemon) -> None:
-    with daemons.client(daemon.show()) as handle:
-        for at in range(0, daemons.SIZE, MIB):
-            handle.pwrite(DATA[at : at + MIB], at)
-
-
-def check(daemon: daemons.Daemon) -> None:
-    with daemons.client(daemon.show()) as handle:
-        for at in range(0, daemons.SIZE, MIB):
-            assert handle.pread(MIB, at) == DATA[at : at + MIB], at
-
-
-def owner(remote: remotes.Remote) -> str | None:
-    found = exports.owner_of(uris.parse(remote.uri))
-    return None if found is None or found.is_nobody else found.header.disk_id
 
 
 def test_a_life(daemon: daemons.Daemon, root: pathlib.Path, remote: remotes.Remote) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import signal
 import threading
 import time
@@ -16,9 +15,7 @@ from swaptide.cache import exports, uris
 from swaptide.cache.errors import SetupError
 from swaptide.host import zeros
 from tests.real import daemons, remotes
-
-MIB = daemons.MIB
-DATA = random.Random(5).randbytes(daemons.SIZE)
+from tests.real.spilling import DATA, MIB, check, fill, owner
 
 
 @pytest.fixture
@@ -37,23 +34,6 @@ def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
 def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
     with daemons.serving(root, balloon=False) as running:
         yield running
-
-
-def fill(daemon: daemons.Daemon, name: str = "g1") -> None:
-    with daemons.client(daemon.show(name)) as handle:
-        for at in range(0, daemons.SIZE, MIB):
-            handle.pwrite(DATA[at : at + MIB], at)
-
-
-def check(daemon: daemons.Daemon, name: str = "g1") -> None:
-    with daemons.client(daemon.show(name)) as handle:
-        for at in range(0, daemons.SIZE, MIB):
-            assert handle.pread(MIB, at) == DATA[at : at + MIB], at
-
-
-def owner(remote: remotes.Remote) -> str | None:
-    found = exports.owner_of(uris.parse(remote.uri))
-    return None if found is None or found.is_nobody else found.header.disk_id
 
 
 def test_a_life(daemon: daemons.Daemon, remote: remotes.Remote) -> None:

@@ -13,7 +13,7 @@ MACROS = POINTS if os.environ.get("SWAPTIDE_POINTS") else []
 FLAGS = ["-O2", "-g", "-Wall", "-Wno-unused-function", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
 _CODECS = ["crypto", "lz4", "zstd"]
 LIBRARIES = {
-    **dict.fromkeys(("ahead", "image", "log", "moves"), _CODECS),
+    **dict.fromkeys(("ahead", "cleaner", "fetch", "image", "packer", "parcels", "spiller"), _CODECS),
     **dict.fromkeys(("link", "wire"), ["nbd"]),
 }
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []

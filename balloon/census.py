@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from swaptide.balloon import complaints, limits, samples
-from swaptide.cache import face
+from swaptide.cache import face, layout
 from swaptide.cache.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ class Count:
     """All disks at one moment.  Sizes in bytes.
 
     `ram_bytes` is what all members take, whether they serve or not; `reclaimable_bytes` what those that do
-    would give back at their floors; `falling` whether one of them is above its target.
+    would give back at their floors, where their stores work and they are not frozen; `falling` whether one
+    of them is above its target.
     """
 
     disks: tuple[samples.Disk, ...]
@@ -59,7 +60,7 @@ class Census:
             ram += disk.ram_bytes
             if member.serves:
                 disks.append(disk)
-                reclaimable += _reclaimable_bytes(member.state, disk, counters)
+                reclaimable += _reclaimable_bytes(disk)
         falling = any(disk.ram_bytes > disk.target_bytes for disk in disks)
         return Count(tuple(disks), ram, reclaimable, falling)
 
@@ -99,18 +100,16 @@ def _disk(member: Member, counters: Mapping[str, int]) -> samples.Disk:
         live_bytes_by_age=ages.live_bytes,
         missed_pages=counters["misses"],
         # What stands still cannot give anything back either, until it is thawed.
-        degraded=bool(counters["degraded"]) or member.state.is_frozen(),
+        stuck=not layout.can_spill(counters) or member.state.is_frozen(),
         written_bytes=counters["write_bytes"],
     )
 
 
-def _reclaimable_bytes(state: face.StateFace, disk: samples.Disk, counters: Mapping[str, int]) -> int:
-    above = max(0, disk.ram_bytes - disk.floor_bytes)
-    if state.is_frozen():
-        return 0
-    if disk.degraded:  # nothing can be written out: what is clean goes, and what shrinks
-        return min(above, counters["droppable_bytes"] + counters["packable_bytes"])
-    return above
+def _reclaimable_bytes(disk: samples.Disk) -> int:
+    """What the policy can have of a disk.  Of a stuck one it asks nothing: what is dirty has nowhere to go,
+    and what is clean would be left on the store that fails alone.  (A disk whose other store works keeps that
+    until it is there as well.)"""
+    return 0 if disk.stuck else max(0, disk.ram_bytes - disk.floor_bytes)
 
 
 def _steer(state: face.StateFace, wanted: int, due: float | None) -> tuple[int, int]:

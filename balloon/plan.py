@@ -82,7 +82,7 @@ class Cache:
     droppable_bytes: int
     packable_bytes: int
     weight: int = _WEIGHT
-    degraded: bool = False
+    stuck: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +175,8 @@ def free(
 
     The speeds are those of all together: they share the store, and the cores.
     """
-    # The law counts on nothing from a disk whose store fails.
-    possible = sum(max(0, each.ram_bytes - each.floor_bytes) for each in caches if not each.degraded)
+    # The law counts on nothing from a disk that is stuck.
+    possible = sum(max(0, each.ram_bytes - each.floor_bytes) for each in caches if not each.stuck)
     targets = _targets(caches, min(wanted_bytes, possible), size_bytes, settings or policy.Settings())
     falls = {each.name: max(0, each.ram_bytes - targets[each.name]) for each in caches}
     dropped = sum(min(falls[each.name], each.droppable_bytes) for each in caches)
@@ -214,7 +214,7 @@ def _targets(
             weight=each.weight,
             reads_by_age=(),
             live_bytes_by_age=(),
-            degraded=each.degraded,
+            stuck=each.stuck,
         )
         for each in caches
     )

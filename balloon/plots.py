@@ -33,7 +33,14 @@ def draw(windows: Sequence[tally.Window], title: str, path: pathlib.Path) -> Non
     """Write the plot, in the format of the path's suffix (.svg, .png).  Raises OSError."""
     with matplotlib.rc_context(_STYLE):
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {}
-        picture(windows, title).savefig(path, metadata=metadata, dpi=110, bbox_inches="tight")
+        drawn = picture(windows, title)
+        draft = path.with_name(f".{path.name}.new")
+        try:
+            drawn.savefig(draft, format=path.suffix[1:], metadata=metadata, dpi=110, bbox_inches="tight")
+            draft.replace(path)
+        except BaseException:  # an interrupt as well: what was there stays
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def picture(windows: Sequence[tally.Window], title: str) -> Any:

@@ -116,7 +116,7 @@ def _observe(settings: Settings, last: Known | None, disk: samples.Disk, now: fl
 def _part(settings: Settings, disk: samples.Disk, known: Known, now: float) -> targets.Part:
     high = outlook.bounded(disk.cap_bytes)
     low = min(high, outlook.bounded(disk.floor_bytes))
-    stuck = known.lowest_bytes is not None and now - known.lower_at >= settings.stuck_seconds
+    lags = known.lowest_bytes is not None and now - known.lower_at >= settings.stuck_seconds
     return targets.Part(
         name=disk.name,
         low=low,
@@ -126,7 +126,7 @@ def _part(settings: Settings, disk: samples.Disk, known: Known, now: float) -> t
         told=disk.target_bytes,
         weight=division.weight_of(disk.weight),
         curve=known.curve,
-        movable=not (disk.degraded or stuck),
+        movable=not (disk.stuck or lags),
     )
 
 

@@ -228,7 +228,7 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "is not there; is the guest running, with -qmp unix:PATH,server=on,wait=off?"
     if isinstance(error, ConnectionRefusedError):
-        return "is not listened at: the guest has ended, or started without this -qmp"
+        return "is not listened at: has the guest ended, or was it started without this -qmp?"
     if isinstance(error, PermissionError):
         return "may not be opened; run the daemon as root or as QEMU's user"
     if isinstance(error, BlockingIOError):
@@ -238,5 +238,5 @@ def _trouble(error: BaseException) -> str:
             "hangs up before it greets: is another client connected to this monitor, or is it another socket?"
         )
     if isinstance(error, OSError):
-        return f"cannot be reached: {clean(error.strerror or str(error))}"
+        return f"cannot be reached: {clean(error.strerror or str(error))}; give the socket of its -qmp"
     return f"does not speak QMP ({clean(str(error))}); give the path of a -qmp socket"

@@ -27,8 +27,9 @@ class Disk(msgspec.Struct, frozen=True):
 
     `reads_by_age` counts pages that were read, in RAM or on disk, since the disk was made, by cache.ages'
     buckets; `live_bytes_by_age` is what lives in the same buckets, in bytes of RAM that it takes or would
-    take; `missed_pages` were read from the store.  `written_bytes` is what the guest has written since the
-    disk was made; only the simulator reads it, and does with 0 where a trace has none.
+    take; `missed_pages` were read from the store.  Of one that is `stuck` nothing can be had: what is dirty
+    has nowhere to go, or it is frozen.  `written_bytes` is what the guest has written since the disk was
+    made; only the simulator reads it, and does with 0 where a trace has none.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Disk(msgspec.Struct, frozen=True):
     reads_by_age: tuple[int, ...]
     live_bytes_by_age: tuple[int, ...]
     missed_pages: int = 0
-    degraded: bool = False
+    stuck: bool = False
     written_bytes: int = 0
 
 

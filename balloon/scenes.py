@@ -29,7 +29,7 @@ class Guestlike:
         self.set_bytes = 0
         self.writes = 0.0
         self.reads = 0.0
-        self.degraded = False
+        self.stuck = False
         self._chance = chance
         self._log: list[tuple[float, float]] = []  # clock and live bytes of what was written together
         self._clock = 0.0
@@ -75,7 +75,7 @@ class Guestlike:
             weight=self.weight,
             reads_by_age=tuple(self._counts),
             live_bytes_by_age=tuple(int(size) for size in self._sizes),
-            degraded=self.degraded,
+            stuck=self.stuck,
             written_bytes=self._written,
         )
 

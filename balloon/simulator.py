@@ -111,7 +111,7 @@ class Plant:
         self._targets[name] = target
         ram = self._ram[name]
         if ram > target:
-            fall = 0 if disk.degraded else int(self._shrink * passed)
+            fall = 0 if disk.stuck else int(self._shrink * passed)
             ram = max(target, ram - fall)
         else:
             ram = min(target, ram + _written(disk, before))

@@ -10,7 +10,7 @@ import enum
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from swaptide.cache import face, geometry
+from swaptide.cache import face, geometry, layout
 
 # Below so much a disk does not pack: it has no segments to spare to pack into (movers.PACK_LEAST_SLOTS).
 PACK_LEAST_BYTES = 16 * geometry.SEGMENT_BYTES
@@ -63,7 +63,7 @@ def estimate_seconds(counters: Mapping[str, int], ram_bytes: int, target_bytes: 
     rest = ram_bytes - target_bytes - counters["droppable_bytes"]
     if rest <= 0:
         return 0.0
-    spill = 0 if counters["degraded"] else counters["spill_bytes_per_second"]
+    spill = counters["spill_bytes_per_second"] if layout.can_spill(counters) else 0
     pack = counters["pack_bytes_per_second"] if target_bytes >= PACK_LEAST_BYTES else 0
     if not spill:
         return rest / pack if pack and rest <= counters["packable_bytes"] else None

@@ -67,12 +67,17 @@ def write(path: pathlib.Path, trace: Iterable[samples.Sample]) -> int:
     encoder = msgspec.json.Encoder()
     count = 0
     try:
-        with open(path, "xb") as file:
+        file = open(path, "xb")  # noqa: SIM115
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists; remove it, or name another file") from error
+    try:
+        with file:
             for sample in trace:
                 file.write(encoder.encode(sample) + b"\n")
                 count += 1
-    except FileExistsError as error:
-        raise UsageError(f"{path} exists; remove it, or name another file") from error
+    except BaseException:  # an interrupt as well: half a trace is none
+        path.unlink(missing_ok=True)
+        raise
     return count
 
 

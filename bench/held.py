@@ -19,7 +19,7 @@ MIB: Final = 1 << 20
 REQUEST_BYTES: Final = 128 << 10
 SETTLE_SECONDS: Final = 5.0
 SETTLE_STEP_SECONDS: Final = 0.4
-# What was written in the last seconds is kept as it is (cache/movers.py): let them pass.
+# What was written in the last seconds is kept as it is (cache/planning.py): let them pass.
 COOL_SECONDS: Final = 4.0
 
 

@@ -30,6 +30,16 @@ def running(
     words = [str(socket) if word == "{socket}" else word for word in command]
     if group is not None:
         words = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group), *words]
+    with begun(words, log, env=_environment(directory)) as process:
+        _wait_ready(process, socket, log)
+        yield process.pid, socket
+
+
+@contextlib.contextmanager
+def begun(
+    words: list[str], log: pathlib.Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of a command, whatever it says in `log`."""
     with open(log, "wb") as output:
         process = subprocess.Popen(
             # Should we be killed outright, the server must not stay behind.
@@ -38,11 +48,10 @@ def running(
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C is ours: clients first, then servers
-            env=_environment(directory),
+            env=env,
         )
     try:
-        _wait_ready(process, socket, log)
-        yield process.pid, socket
+        yield process
     finally:
         _reap(process)
 

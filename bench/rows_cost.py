@@ -24,7 +24,7 @@ PACKS: Final = 60
 PACKED_SHARE: Final = 0.85
 # Behind each piece of a segment in RAM: which page it is.
 REVERSE_MAP_BYTES: Final = 4
-# What the process keeps of each segment, RAM slot and disk slot: the arrays of cache/segments.pyx.
+# What the process keeps of each segment, RAM slot and disk slot: the arrays of cache/*.pyx that end with it.
 ARRAYS_BYTES: Final = (29, 12, 8)
 HUGE_BYTES: Final = 1 << 40
 # Beside its floor, which has its tables in full.

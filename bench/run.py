@@ -11,6 +11,7 @@ import fnmatch
 import importlib
 import importlib.util
 import itertools
+import math
 import os
 import pathlib
 import shlex
@@ -43,6 +44,7 @@ MODULES: tuple[str, ...] = (
     "bench.rows_scrape",
     "bench.rows_scale",
     "bench.rows_neighbour",
+    "bench.rows_move",
 )
 RESULTS: Final = ROOT / "bench" / "results"
 FULL: Final = measure.Plan(rounds=5, seconds=1.5, quick=False)
@@ -260,6 +262,13 @@ def show_list(context: click.Context, _parameter: click.Parameter, value: bool) 
     context.exit()
 
 
+def finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """A range lets NaN through."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number of seconds")
+    return value
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--quick", is_flag=True, help="Fewer contenders, fewer and shorter rounds, smaller disks: five minutes."
@@ -269,7 +278,8 @@ def show_list(context: click.Context, _parameter: click.Parameter, value: bool) 
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds (5, quick 2).")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    callback=finite,
     metavar="S",
     help="Length of one timed measurement (1.5, quick 0.5).",
 )

@@ -15,6 +15,10 @@ static inline int cas64(uint64_t *p, uint64_t expected, uint64_t v)
 {
     return __atomic_compare_exchange_n(p, &expected, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
+static inline void set_bit(uint64_t *map, uint64_t at)
+{
+    __atomic_fetch_or(map + (at >> 6), (uint64_t)1 << (at & 63), __ATOMIC_SEQ_CST);
+}
 static inline void count64(uint64_t *p, int64_t by) { __atomic_fetch_add(p, (uint64_t)by, __ATOMIC_RELAXED); }
 static inline uint64_t peek64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void poke64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }

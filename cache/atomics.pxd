@@ -8,6 +8,7 @@ cdef extern from "atomics.h" nogil:
     void store64(uint64_t *p, uint64_t v) noexcept
     uint64_t swap64(uint64_t *p, uint64_t v) noexcept
     int cas64(uint64_t *p, uint64_t expected, uint64_t v) noexcept
+    void set_bit(uint64_t *map, uint64_t at) noexcept
     void count64(uint64_t *p, int64_t by) noexcept
     uint64_t peek64(const uint64_t *p) noexcept
     void poke64(uint64_t *p, uint64_t v) noexcept

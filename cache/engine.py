@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
+import swaptide
 from swaptide.cache import (
     face,
     geometry,
@@ -28,11 +29,12 @@ from swaptide.cache import (
     swaplabel,
     uris,
 )
-from swaptide.cache.errors import UsageError
+from swaptide.cache.errors import BusyError, UsageError
 from swaptide.cache.governor import Governor
 from swaptide.cache.log import Log
-from swaptide.cache.movers import PACKERS, SPILLERS, Movers
+from swaptide.cache.movers import Movers
 from swaptide.cache.moves import Moves
+from swaptide.cache.planning import PACKERS, SPILLERS
 from swaptide.cache.runner import Runner
 from swaptide.cache.segments import Segments
 
@@ -89,7 +91,7 @@ class Engine:
             state.shape.size_bytes,
             spill.store,
             geometry.SPILL_HEADER_BYTES,
-            uuid.UUID(state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF,
+            self.seal_seed,
             key,
         )
         self.moves = Moves(self.log, self.segments, SPILLERS, PACKERS, key)
@@ -99,6 +101,29 @@ class Engine:
         self._clients = 0
         self._governor: Governor | None = None
         self._runner: Runner | None = None
+        self.called: Callable[[], None] = lambda: None  # by a daemon, with the control word `call`
+
+    @property
+    def seal_seed(self) -> int:
+        """What is spilled is bound to it: half of the id of the disk that spilled first."""
+        word = self._state.mapping.control_word(layout.CONTROL.index("seal_seed"))
+        return word or uuid.UUID(self._state.identity.disk_id).int & 0xFFFFFFFFFFFFFFFF
+
+    @property
+    def state(self) -> statefile.StateFile:
+        """Its state file."""
+        return self._state
+
+    @property
+    def spill(self) -> "Spill":
+        """Its store or stores."""
+        return self._spill
+
+    @property
+    def governor(self) -> Governor:
+        """Who sees to its memory; of a disk that was started."""
+        assert self._governor is not None
+        return self._governor
 
     @property
     def identity(self) -> face.Identity:
@@ -215,6 +240,12 @@ class Engine:
                     f"encrypt={'yes' if settings.encrypt else 'no'}: the disk in {settings.state} was made"
                     " the other way, and keeps to it"
                 )
+            if layout.gate(state.mapping.control_word(layout.CONTROL.index("gate"))) in layout.SHUT_GATES:
+                # Another disk may have its store: this one may not so much as connect.
+                raise BusyError(
+                    f"disk {state.identity.name} was handed over together with its store; if it was never"
+                    f" opened there, `swaptide migrate {state.identity.name} --take-back`"
+                )
             spill = cls._reopen_spill(settings, state)
             key, taken = keys.take_over(state.identity.disk_id) if state.identity.encrypted else (None, 0)
             engine = cls(state, spill, key)
@@ -282,8 +313,9 @@ class Engine:
 
     def _write_first(self, page: bytes) -> None:
         """Write the first page of a new disk; the movers do not run yet, so make room by hand."""
-        self.segments.set_budget(1 << 62, 0)
-        self.segments.populate_now(2)
+        self.segments.ram.set_budget(1 << 62, 0)
+        if self.moves.populate(2) < 0:
+            raise MemoryError("the host has no memory for the first segments")
         self.log.write_bytes(page, 0)
 
     def start(self) -> None:
@@ -305,6 +337,7 @@ class Engine:
             self._spill.reserved_bytes,
             str if isinstance(self._spill, pairs.Pair) else self._spill.trouble,
             self._spill.set_timeout,
+            lambda: self.called(),
         )
         movers.prepare()
         self._runner = Runner(movers, self._governor, may_die=self._state.path is not None)
@@ -313,7 +346,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the movers; what is in the state file and on disk stays as it is."""
-        self.segments.stop()
+        self.segments.turnstile.stop()
         # Before the movers end: one that waits for a server that is gone would never.
         cut_off = self._spill.wind_up()
         if self._runner is not None:
@@ -339,7 +372,7 @@ class Engine:
 
     def wake_waiters(self) -> None:
         """Have writers that wait at the cap look whether their client is still there."""
-        self.segments.wake_waiters()
+        self.segments.turnstile.wake_waiters()
 
     def connected(self, by: int) -> None:
         """Count a client that came (+1) or went (-1)."""
@@ -370,12 +403,27 @@ class Engine:
         if self._governor is not None:
             self._governor.apply()
 
+    def control(self, name: str) -> int:
+        """A word of layout.CONTROL, as it is now."""
+        return self._state.mapping.control_word(layout.CONTROL.index(name))
+
+    def set_control(self, name: str, value: int) -> None:
+        """Store a word of layout.CONTROL that the process itself changes: `gate`, and the two of `origin`."""
+        self._state.mapping.set_control_word(layout.CONTROL.index(name), value)
+
+    @property
+    def origin(self) -> str | None:
+        """The id of the disk whose contents were moved into this one."""
+        number = self.control("origin_high") << 64 | self.control("origin_low")
+        return str(uuid.UUID(int=number)) if number else None
+
     def counter(self, name: str) -> int:
         """A counter of layout.COUNTERS, as it is now."""
         return self._state.mapping.counter_word(layout.COUNTERS.index(name))
 
     def _announce(self, pid: int, serving: int) -> None:
         mapping = self._state.mapping
+        mapping.write_text(geometry.VERSION_OFFSET, geometry.VERSION_BYTES, swaptide.__version__.encode())
         mapping.set_counter_word(layout.COUNTERS.index("owner_pid"), pid)
         mapping.set_counter_word(layout.COUNTERS.index("serving"), serving)
 

@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef enum:
     PAGE_SHIFT = 12
     PAGE_BYTES = 4096
+    PAGE_MASK = 4095
     SEGMENT_SHIFT = 21
     SEGMENT_BYTES = 2097152
     PIECES = 509            # geometry.PIECES_PER_SEGMENT: whole pages that fit

@@ -1,5 +1,21 @@
 """Every error that swaptide raises on purpose, classified by what the caller can do about it."""
 
+from typing import Final
+
+# Longer words are cut: what somebody pasted by mistake would hide what is wrong with it.
+_WORD_CHARS: Final = 300
+_LAST_CHARS: Final = 20
+
+
+def plain(text: str) -> str:
+    """`text` in one line, without what would move a cursor, and without endless words."""
+    shown = (_shortened(word) for word in text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(shown))
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _WORD_CHARS else f"{word[:_WORD_CHARS]}...{word[-_LAST_CHARS:]}"
+
 
 class SwaptideError(Exception):
     """Base of all errors of this package; str() is one line that names the thing and the remedy."""

@@ -12,6 +12,7 @@ import os
 import pathlib
 import socket
 import struct
+import threading
 import time
 import uuid
 from typing import Final, Protocol
@@ -96,6 +97,8 @@ class Export:
         self._disk_id = disk_id
         self._part = part
         self._align = align
+        self._beating = threading.Lock()
+        self._hushed = False
         self._lanes = lanes.Lanes(self.store, uri, self._verify, self._beat)
 
     @property
@@ -135,7 +138,7 @@ class Export:
 
     def _verify(self, connection: link.Link) -> None:
         """Raises SetupError if this is not the disk's export any more, whatever it was before."""
-        _check_traits(self.uri, connection.traits, self.reserved_bytes)
+        check_traits(self.uri, connection.traits, self.reserved_bytes)
         if connection.traits.least_bytes > self._align:
             raise SetupError(f"its blocks have {connection.traits.least_bytes} bytes now")
         owner = _owner(connection)
@@ -146,7 +149,20 @@ class Export:
 
     def _beat(self, count: int) -> None:
         """Show that the owner lives.  Raises OSError."""
-        self.store.write_bytes(_beat_page(count), BEAT_OFFSET)
+        with self._beating:
+            if not self._hushed:
+                self.store.write_bytes(beat_page(count), BEAT_OFFSET)
+
+    def hush(self, hushed: bool) -> None:
+        """Show no life from now on, or again, and at once.  Raises SetupError where a write of it hangs."""
+        if not hushed:
+            self._hushed = False
+            self._lanes.beat_now()
+            return
+        if not self._beating.acquire(timeout=LIMIT_SECONDS):
+            raise SetupError(f"spill={self.uri}: its server answers no writes")
+        self._hushed = True
+        self._beating.release()
 
 
 def create(
@@ -164,10 +180,10 @@ def create(
     Raises UsageError where it holds something that is not ours to overwrite, BusyError where a disk uses it,
     SetupError where it cannot be reached or is too small.
     """
-    connection = _connect(uri, LIMIT_SECONDS)
+    connection = connect(uri, LIMIT_SECONDS)
     try:
         with connection:
-            _check_traits(uri, connection.traits, shape.spill_bytes)
+            check_traits(uri, connection.traits, shape.spill_bytes)
             before = _owner(connection)
             if before is None:
                 if not force and not _is_blank(connection):
@@ -179,7 +195,7 @@ def create(
             elif not before.is_nobody:
                 _take_from(uri, connection, before, force)
             header = spillfile.SpillHeader(disk_id, state_path, spillfile.boot_id(), part)
-            connection.write(_pack(header), 0, LIMIT_SECONDS)
+            connection.write(pack_header(header), 0, LIMIT_SECONDS)
             connection.flush(LIMIT_SECONDS)
             align = _align(connection.traits)
     except link.LinkError as error:
@@ -205,7 +221,7 @@ def reopen(
     align = _PAGE
     try:
         with link.Link(uri.text, REOPEN_SECONDS) as connection:
-            _check_traits(uri, connection.traits, shape.spill_bytes)
+            check_traits(uri, connection.traits, shape.spill_bytes)
             owner = _owner(connection)
             if owner is None or owner.header.disk_id != disk_id:
                 raise SetupError(
@@ -225,7 +241,7 @@ def reopen(
 
 def size_of(uri: uris.Uri) -> int:
     """How many bytes an export has.  Raises SetupError if it cannot be reached."""
-    with _connect(uri, LIMIT_SECONDS) as connection:
+    with connect(uri, LIMIT_SECONDS) as connection:
         return connection.traits.size_bytes
 
 
@@ -253,7 +269,7 @@ def release(uri: uris.Uri, disk_id: str, *, zero_bytes: int = 0, progress: "Prog
         _go_on(progress)
         if not _is_of(connection, disk_id):
             raise SetupError("another disk took it meanwhile")
-        connection.write(_pack(spillfile.SpillHeader(_NOBODY, "", "")), 0, STEP_SECONDS)
+        connection.write(pack_header(spillfile.SpillHeader(_NOBODY, "", "")), 0, STEP_SECONDS)
         connection.flush(LIMIT_SECONDS)
 
 
@@ -300,7 +316,7 @@ def _empty(connection: link.Link, start: int, end: int, plain: bool, progress: P
         # In whole steps of the export: a store of objects keeps one of which each half was forgotten apart.
         count = min(step - at % step, end - at)
         _go_on(progress)
-        connection.write(_beat_page(at), BEAT_OFFSET, STEP_SECONDS)
+        connection.write(beat_page(at), BEAT_OFFSET, STEP_SECONDS)
         if not plain:
             connection.trim(count, at, STEP_SECONDS)
         elif traits.zero:
@@ -318,11 +334,11 @@ def _go_on(progress: Progress | None) -> None:
         raise SetupError("nobody waits for it any more")
 
 
-def _beat_page(number: int) -> bytes:
+def beat_page(number: int) -> bytes:
     return BEAT.pack(number, time.time()).ljust(_PAGE, b"\0")
 
 
-def _connect(uri: uris.Uri, limit_seconds: float) -> link.Link:
+def connect(uri: uris.Uri, limit_seconds: float) -> link.Link:
     """Raises SetupError that says what may be wrong."""
     try:
         return link.Link(uri.text, limit_seconds)
@@ -343,7 +359,7 @@ def _remedy(error: OSError) -> str:
     return "is the server running?"
 
 
-def _check_traits(uri: uris.Uri, traits: link.Traits, needed_bytes: int) -> None:
+def check_traits(uri: uris.Uri, traits: link.Traits, needed_bytes: int) -> None:
     if traits.read_only:
         raise SetupError(f"spill={uri}: the export is read-only; have its server allow writing")
     if traits.size_bytes < needed_bytes:
@@ -374,7 +390,11 @@ def _take_from(uri: uris.Uri, connection: link.Link, owner: Owner, force: bool) 
 
 
 def _owner(connection: link.Link) -> Owner | None:
-    raw = connection.read(_PAGE, 0, LIMIT_SECONDS)
+    return owner_in(connection.read(_PAGE, 0, LIMIT_SECONDS))
+
+
+def owner_in(raw: bytes) -> Owner | None:
+    """Whose an export is, by its first page; None where nobody's."""
     header = spillfile.parse(raw)
     if header is None:
         return None
@@ -387,7 +407,7 @@ def _text(raw: bytes) -> str:
     return "".join(char for char in text if char.isprintable())
 
 
-def _pack(header: spillfile.SpillHeader) -> bytes:
+def pack_header(header: spillfile.SpillHeader) -> bytes:
     page = bytearray(spillfile.pack(header))
     try:
         machine = _MACHINE_ID.read_text().strip()

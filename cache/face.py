@@ -110,8 +110,11 @@ class StateFace:
 
     def trouble(self) -> str:
         """Why the disk is degraded, in its process's words, which may be anything printable."""
-        raw = self._read(geometry.TROUBLE_OFFSET, geometry.TROUBLE_BYTES).partition(b"\0")[0]
-        return "".join(each for each in raw.decode("utf-8", "replace") if each.isprintable())
+        return self._text(geometry.TROUBLE_OFFSET, geometry.TROUBLE_BYTES)
+
+    def version(self) -> str:
+        """The version of the program that serves the disk, or did last; empty where that does not tell."""
+        return self._text(geometry.VERSION_OFFSET, geometry.VERSION_BYTES)
 
     def histograms(self) -> Mapping[str, histogram.Histogram]:
         """Latencies and sizes of the requests since the disk was made, by the names in layout.HISTOGRAMS."""
@@ -181,6 +184,24 @@ class StateFace:
         """Whether the disk is to stand still; it does once it has seen that."""
         return layout.is_frozen(self._control("frozen"))
 
+    def call(self) -> None:
+        """Have the process that serves the disk connect to where it was told that calls come from."""
+        self._put("call", self._control("call") + 1)
+
+    def gate(self) -> str:
+        """Whether clients are served: one of layout.GATES."""
+        return layout.gate(self._control("gate"))
+
+    def set_gate(self, gate: str) -> None:
+        """Have clients served or not, by one of layout.GATES; in force at once."""
+        self._put("gate", layout.GATES.index(gate))
+
+    def origin(self) -> str | None:
+        """The id of the disk whose contents were moved into this one, which it answers to as well."""
+        words = self._words(geometry.CONTROL_OFFSET, layout.CONTROL)
+        number = words["origin_high"] << 64 | words["origin_low"]
+        return str(uuid.UUID(int=number)) if number else None
+
     def request_publish(self) -> int:
         """Ask the plugin for fresh counters; fresh once publish_answer reaches the returned value."""
         wanted = self._control("publish_request") + 1
@@ -212,6 +233,10 @@ class StateFace:
     def _words(self, offset: int, names: tuple[str, ...]) -> Mapping[str, int]:
         raw = self._read(offset, len(names) * layout.WORD.size)
         return {name: layout.WORD.unpack_from(raw, i * 8)[0] for i, name in enumerate(names)}
+
+    def _text(self, offset: int, length: int) -> str:
+        raw = self._read(offset, length).partition(b"\0")[0]
+        return "".join(each for each in raw.decode("utf-8", "replace") if each.isprintable())
 
     def _read(self, offset: int, length: int) -> bytes:
         raw = os.pread(self._fd, length, offset)

@@ -29,7 +29,9 @@ PAGE_ENTRY_BYTES = 8
 IDENTITY_OFFSET = 0
 CONTROL_OFFSET = 4096
 COUNTERS_OFFSET = 8192
-# The end of the page of the counters: what is wrong, in words.
+# The end of the page of the counters: the version of the program that serves; what is wrong, in words.
+VERSION_OFFSET = 11712
+VERSION_BYTES = 64
 TROUBLE_OFFSET = 11776
 TROUBLE_BYTES = 512
 HISTOGRAMS_OFFSET = 12288

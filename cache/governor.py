@@ -4,6 +4,7 @@ Owned by the engine's event loop.  Sets the budget that the segments work under;
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from swaptide.cache import geometry, layout, memory
+from swaptide.cache import geometry, layout, memory, survey
 from swaptide.cache.inotify import watch_modify
 from swaptide.cache.mapping import Mapping
-from swaptide.cache.movers import Movers, Orders, Snapshot
+from swaptide.cache.movers import Movers, Orders
+from swaptide.cache.planning import Snapshot
 from swaptide.cache.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ _CONTROL = {name: index for index, name in enumerate(layout.CONTROL)}
 _COUNTER = {name: index for index, name in enumerate(layout.COUNTERS)}
 # How often it is looked whether a disk that is being frozen stands still.
 FREEZING_SECONDS: Final = 0.01
+# How long the loop may take to answer another thread.
+STILL_SECONDS: Final = 10.0
 # The walk over all segments that tells what lives by age is not done more often.
 AGES_SECONDS: Final = 1.0
 # Words that are obeyed as soon as they change.  A deadline is written before its target, so it is read after.
@@ -68,6 +72,7 @@ class Governor:
         reserved_bytes: int,
         store_trouble: Callable[[], str] = str,
         set_store_timeout: Callable[[float | None], None] = lambda seconds: None,
+        called: Callable[[], None] = lambda: None,
     ) -> None:
         self._mapping = mapping
         self._segments = segments
@@ -75,6 +80,7 @@ class Governor:
         movers.stirred = lambda: self._changed.set()
         self._store_trouble = store_trouble
         self._set_store_timeout = set_store_timeout
+        self._called = called
         self._told_trouble = ""
         self._state_fd = state_fd
         self._state_path = state_path
@@ -85,12 +91,15 @@ class Governor:
         self._connections = 0
         # What a damaged state file says must not be more than a word holds.
         self._heard: tuple[int, ...] = ()
+        # What the process itself wants for as long as it lives, whatever the words say.
+        self._ebbing = self._held = False
         self._activity: tuple[int, ...] = ()
         self._active_at = time.monotonic()
         self._ages_at = 0.0
         self._told_frozen: int | None = None
         base = min(geometry.MAX_BASE_BYTES, self._meter.start_bytes + REQUEST_BUFFERS_BYTES)
         self._base_bytes = max(base, self._meter.start_bytes)
+        self._heard_call = self._control("call")  # what was called before was another process's to hear
         self._put("base_bytes", self._base_bytes)
         self._put("reserved_bytes", reserved_bytes)
         self.apply()
@@ -104,11 +113,21 @@ class Governor:
                 self._changed.clear()
                 self.apply()
                 self._publish()
+                self._hear_call()
                 await self._wait_for_news(self._pause_seconds(watched=watch is not None))
         finally:
             if watch is not None:
                 asyncio.get_running_loop().remove_reader(watch)
                 os.close(watch)
+
+    def _hear_call(self) -> None:
+        call = self._control("call")
+        if call != self._heard_call:
+            self._heard_call = call
+            try:
+                self._called()
+            except Exception:  # the disk serves on, whatever keeps a job from beginning
+                log.exception("call not taken")
 
     def _pause_seconds(self, *, watched: bool) -> float:
         now = time.monotonic()
@@ -136,7 +155,7 @@ class Governor:
         """The word `frozen` if the disk stands still by it, or goes on; None if it is not there yet."""
         with self._applying:  # what is in force is what was heard last
             word = self._heard[_ORDERS.index("frozen")]
-            still = self._segments.is_still() and self._movers.are_still()
+            still = self._segments.turnstile.is_still() and self._movers.are_still()
         return None if layout.is_frozen(word) and not still else word
 
     def expect_connections(self, count: int) -> None:
@@ -183,17 +202,47 @@ class Governor:
         with self._applying:
             self._heard = self._spoken()
             target = self._heard[0]
+            if self._ebbing:
+                target = min(target, self._control("floor_bytes"))
             try:
                 private = self._meter.now_bytes()
             except OSError:  # no descriptor to be had, for example: the last figure has to do
                 private = self._counter("private_bytes")
             orders = self._orders(*self._heard[1:-1])
+            orders = orders._replace(frozen=orders.frozen or self._held)
             self._set_store_timeout(layout.spill_timeout_seconds(self._heard[-1]))
-            self._segments.set_frozen(orders.frozen)
+            self._segments.turnstile.set_frozen(orders.frozen)
             self._movers.order(orders)
-            self._segments.set_budget(target, self._charge_bytes(private))
+            self._segments.ram.set_budget(target, self._charge_bytes(private))
             self._put("private_bytes", private)
-            self._put("target_seen_bytes", target)
+            self._put("target_seen_bytes", self._heard[0])
+
+    def lead(self, *, ebbing: bool, held: bool) -> None:
+        """Have as little in RAM as may be, or stand still, in this process alone, whatever the words say.
+
+        In force at once, but what is under way goes on: see `stands_still`.  Any thread.
+        """
+        self._ebbing, self._held = ebbing, held
+        self.apply()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def stands_still(self) -> bool:
+        """Whether nothing changes or moves any more.  Any thread but the loop's."""
+        told: concurrent.futures.Future[bool] = concurrent.futures.Future()
+        assert self._loop is not None
+
+        def look() -> None:
+            # On the loop: movers are begun nowhere else.
+            told.set_result(self._segments.turnstile.is_still() and self._movers.are_still())
+
+        self._loop.call_soon_threadsafe(look)
+        return told.result(STILL_SECONDS)
+
+    def excess_bytes(self) -> int:
+        """How much is in RAM beyond what may be, as of now.  Any thread."""
+        now = Snapshot(*self._segments.snapshot())
+        return max(0, now.populated - now.limit) * geometry.SEGMENT_BYTES
 
     def _charge_bytes(self, private: int) -> int:
         buffers = self._meter.start_bytes + self._connections * REQUEST_BUFFERS_BYTES
@@ -224,19 +273,22 @@ class Governor:
     def _notified(self, fd: int) -> None:
         os.read(fd, 65536)
         # The movers' own punches notify as well; only a changed control word is news.
-        if self._spoken() != self._heard or self._control("publish_request") != self._counter(
-            "publish_answer"
+        if (
+            self._spoken() != self._heard
+            or self._control("publish_request") != self._counter("publish_answer")
+            or self._control("call") != self._heard_call
         ):
             self._changed.set()
 
     def _publish(self) -> None:
         request, obeyed = self._control("publish_request"), self._obeyed()
-        raw, packed, packed_bytes, clean, disk, disk_bytes = self._segments.tiers()
+        raw, packed, packed_bytes, clean, disk, disk_bytes = survey.tiers(self._segments)
         now = Snapshot(*self._segments.snapshot())
         in_use = self._segments.disk_use()
-        trouble = self._store_trouble() or self._movers.trouble
+        store_trouble = self._store_trouble()
+        trouble = store_trouble or self._movers.trouble
         if trouble != self._told_trouble:
-            self._mapping.write_trouble(trouble.encode()[: geometry.TROUBLE_BYTES])
+            self._mapping.write_text(geometry.TROUBLE_OFFSET, geometry.TROUBLE_BYTES, trouble.encode())
             self._told_trouble = trouble
         gauges = {
             "stored_pages": raw + packed + disk,
@@ -253,12 +305,13 @@ class Governor:
             "droppable_bytes": (now.clean + now.free) * geometry.SEGMENT_BYTES,
             **self._speeds(now),
             "degraded": int(bool(trouble)),
+            "usable_stores": 0 if store_trouble else self._movers.usable_stores,
             "ram_blocked": int(self._movers.ram_blocked),
         }
         for name, value in gauges.items():
             self._put(name, value)
         if time.monotonic() >= self._ages_at:
-            self._segments.count_ages()
+            survey.count_ages(self._segments)
             self._ages_at = time.monotonic() + AGES_SECONDS
         if obeyed is not None:
             self._put("frozen_seen", obeyed)

@@ -26,3 +26,5 @@ cdef int image_read(char *image, const Spill *spill, uint32_t slot) noexcept nog
 cdef int image_discard(const Spill *spill, uint32_t slot, uint32_t count) noexcept nogil
 cdef int chunks_read(char *buffer, const Spill *spill, uint32_t slot, uint32_t index, uint32_t count,
                      char **first) noexcept nogil
+cdef void piece_copy(char *to, const char *chunks, uint32_t first, uint32_t at,
+                     uint32_t length) noexcept nogil

@@ -15,6 +15,7 @@ from swaptide.cache.entry cimport (
     CHUNKS,
     CONTENT_BYTES,
     PAGE_BYTES,
+    PAGE_MASK,
     PAGE_SHIFT,
     RMAP_ENTRY_BYTES,
     SEGMENT_BYTES,
@@ -119,3 +120,14 @@ cdef int chunks_read(char *buffer, const Spill *spill, uint32_t slot, uint32_t i
     end += (align - end % align) % align
     first[0] = buffer + (at - start)
     return spill.store.read(spill.store.of, buffer, end - start, start)
+
+
+cdef void piece_copy(char *to, const char *chunks, uint32_t first, uint32_t at,
+                     uint32_t length) noexcept nogil:
+    """Put together a piece that lies at `at` of its segment, out of open chunks that begin with `first`."""
+    cdef uint32_t done = 0, within, part
+    while done < length:
+        within = (at + done) & PAGE_MASK
+        part = min(length - done, PAGE_BYTES - within)
+        memcpy(to + done, chunks + (((at + done) >> PAGE_SHIFT) - first) * STRIDE + within, part)
+        done += part

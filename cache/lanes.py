@@ -61,6 +61,7 @@ class Lanes:
         self._thread: threading.Thread | None = None
         self._lost: list[asyncio.Future[str] | None] = [None] * remote.CONNECTIONS
         self._multi: asyncio.Event
+        self._beat_wanted: asyncio.Event
         self._down_since = 0.0
         self.trouble = "not connected yet"  # why it is down; empty where it is not
         self.overdue = False  # a write has waited for too long, whatever else is answered
@@ -119,6 +120,7 @@ class Lanes:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         self._multi = asyncio.Event()
+        self._beat_wanted = asyncio.Event()
         self._down_since = time.monotonic()
         self._loop.add_reader(self._store.fileno(), self._serve)
         try:
@@ -168,7 +170,17 @@ class Lanes:
             if not self.down:
                 with contextlib.suppress(OSError):  # the next one may work
                     await detached.call(lambda number=count: self._beat(number), None)  # type: ignore[misc]
-            await asyncio.sleep(BEAT_SECONDS)
+            # Whoever connects says so soon: a copy of its disk may be about that thinks it is gone.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_SECONDS if self.down else BEAT_SECONDS):
+                    await self._beat_wanted.wait()
+            self._beat_wanted.clear()
+
+    def beat_now(self) -> None:
+        """Show life soon, whenever that was done last.  Any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ended before
+                self._loop.call_soon_threadsafe(self._beat_wanted.set)
 
     def _note(self, lost: list[tuple[int, str]]) -> None:
         for index, reason in lost:
@@ -247,3 +259,4 @@ class Lanes:
         if self.down:
             self._up_since = time.monotonic()
         self.down, self.trouble, self._told = False, "", ""
+        self._beat_wanted.set()

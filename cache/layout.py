@@ -7,6 +7,7 @@ tests/unit/test_cache_small.py holds the two against each other.
 """
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 MAGIC: Final = b"swaptide"
@@ -30,11 +31,30 @@ CONTROL: Final = (
     "deadline_ns",  # of CLOCK_MONOTONIC: when the target has to hold; 0 for as soon as it may be
     "frozen",  # counts freezes and thaws: odd while the disk is to stand still
     "spill_timeout_ms",  # how long reads wait for a spill server that is gone; 0 for the default
+    "gate",  # an index of GATES
+    "call",  # bumped by a daemon that wants the process to call it back, for a job (nbdkit_plugin/gate.py)
+    "origin_high",  # the id of the disk whose contents were moved into this one; 0 for none
+    "origin_low",
+    "seal_seed",  # what spilled data is bound to in the place of half of the disk's id; 0 for that
 )
 # More than this is damage.
 SPILL_TIMEOUT_MOST_MS: Final = 86_400_000
 # A count that is beyond this is damage, which is no reason to let a guest wait.
 FROZEN_MOST: Final = 1 << 32
+
+# Whether clients are served (docs/design.md, "Migration").  What is none of these is damage, and open.
+GATES: Final = (
+    "open",
+    "incoming",  # the contents are on their way: requests wait
+    "arrived",  # all there, but the source has not given it away yet: requests wait
+    "given",  # the contents are another disk's now: requests are refused
+    "gone",  # and its memory was given back
+    "leaving",  # copied together with where it lies on its store: served, changes wait, no process starts
+    "handed",  # given, and its store as well: requests are refused, no process starts
+)
+
+# By which nobody may begin to serve the disk.
+SHUT_GATES: Final = ("leaving", "handed")
 
 # lz4+zstd: with LZ4 first, and what stays cold anew with zstd when cores are idle.
 COMPRESS: Final = ("none", "lz4", "zstd", "lz4+zstd")
@@ -74,7 +94,7 @@ COUNTERS: Final = (
     "ram_slots_used",
     "ram_slots_limit",
     "disk_slots_used",
-    "degraded",  # 1 while the spill store fails
+    "degraded",  # 1 while the spill store fails, or one of two
     "ram_blocked",  # 1 while the host (cgroup, tmpfs) refuses memory below the target
     # The two words here that the log itself relies on:
     "log_clock",  # counts the lives of all segments
@@ -99,6 +119,7 @@ COUNTERS: Final = (
     "frozen_seen",  # the control word `frozen` once it is obeyed: nothing changes or moves any more
     "frozen_waits",  # how often a write, trim or zero had to wait for a thaw
     "second_slots_used",  # of disk_slots_used, those in the second of two spill stores
+    "usable_stores",  # how many spill stores take writes now; an older version does not count, and says 0
 )
 WORD: Final = struct.Struct("<Q")
 
@@ -132,6 +153,16 @@ def slots_of(flags: int) -> tuple[int, int] | None:
 def is_frozen(word: int) -> bool:
     """Whether the control word `frozen` says that the disk is to stand still."""
     return word % 2 == 1 and word <= FROZEN_MOST
+
+
+def can_spill(counters: Mapping[str, int]) -> bool:
+    """Whether what is dirty has somewhere to go: to the other store, perhaps, where one of two fails."""
+    return counters["degraded"] == 0 or counters["usable_stores"] > 0
+
+
+def gate(word: int) -> str:
+    """What the control word `gate` says, one of GATES."""
+    return GATES[word] if word < len(GATES) else "open"
 
 
 def after(word: int, frozen: bool) -> int:

@@ -1,22 +1,15 @@
 """The disk that the guest sees; see log.pyx."""
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from swaptide.cache.ahead cimport Ahead
-from swaptide.cache.codec cimport unpacker
-from swaptide.cache.image cimport Spill
+from swaptide.cache.fetch cimport Fetcher
 from swaptide.cache.mapping cimport Mapping
-from swaptide.cache.pthread cimport pthread_cond_t, pthread_mutex_t
-from swaptide.cache.seal cimport sealer
-from swaptide.cache.segments cimport Segments, Waiter
-from swaptide.cache.store cimport Store
+from swaptide.cache.pthread cimport pthread_mutex_t
+from swaptide.cache.segments cimport Segments
+from swaptide.cache.turnstile cimport Waiter
 
 cdef enum:
     STRIPES = 64
-    BOUNCE_BUFFERS = 16
-    UNPACKERS = 4
-    BOUNCE_CHUNKS = 33
-    BOUNCE_BYTES = 147456       # BOUNCE_CHUNKS * 4112, and both ends widened to 4096
 
 # What one read came upon; ages of neighbouring pieces are mostly of one bucket, and added up as one.
 cdef struct Tally:
@@ -29,21 +22,11 @@ cdef struct Tally:
 cdef class Log:
     cdef Mapping map
     cdef Segments segments
-    cdef Spill spill
-    cdef Ahead ahead
-    cdef Store store            # kept: `spill` is its face
+    cdef Fetcher fetcher
     cdef pthread_mutex_t stripes[STRIPES]
-    cdef pthread_mutex_t bounce_lock
-    cdef pthread_cond_t bounce_free
-    cdef char *bounce_memory
-    cdef char *bounce[BOUNCE_BUFFERS]
-    cdef sealer sealers[BOUNCE_BUFFERS]     # each goes with its buffer
-    cdef unpacker unpackers[UNPACKERS]
-    cdef int free_unpackers[UNPACKERS]
-    cdef int n_unpackers
-    cdef pthread_cond_t unpacker_free
-    cdef int bounces
     cdef readonly uint64_t size_bytes
+    cdef uint64_t changes       # 0, or where the bits of changed pages are, while somebody sends the disk
+    cdef uint64_t changes_map   # the same, kept for the next one
 
     cdef int read(self, char *buf, uint64_t count, uint64_t offset, bint may_wait, uint64_t *done,
                   uint64_t *missed) noexcept nogil
@@ -59,13 +42,6 @@ cdef class Log:
     cdef int _read_piece(self, char *buf, uint64_t count, uint64_t offset, uint64_t entry, bint may_wait,
                          uint64_t *done, Tally *tally) noexcept nogil
     cdef uint32_t _find_run(self, uint64_t *entries, uint64_t page, uint64_t pages) noexcept nogil
-    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry,
-                     char *piece) noexcept nogil
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
-                        uint64_t page) noexcept nogil
-    cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
-                         char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
-                         uint64_t write) noexcept nogil
     cdef int _write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
                     bint may_wait) noexcept nogil
     cdef int _discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil
@@ -74,9 +50,6 @@ cdef class Log:
                          Waiter *waiter) noexcept nogil
     cdef int _load_page(self, char *to, uint64_t page, uint64_t entry, uint32_t *pinned) noexcept nogil
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil
+    cdef void _note_change(self, uint64_t page) noexcept nogil
     cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil
     cdef char *content(self, uint32_t segment) noexcept nogil
-    cdef int _take_unpacker(self) noexcept nogil
-    cdef void _give_unpacker(self, int which) noexcept nogil
-    cdef char *_take_bounce(self) noexcept nogil
-    cdef void _give_bounce(self, char *buffer) noexcept nogil

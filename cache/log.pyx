@@ -1,7 +1,7 @@
 """The disk that the guest sees: reads, writes, trims and zeroes on the page table and the log.
 
-How a page is published (docs/design.md, "Publication"): its data and its place in the reverse map
-first, then its entry, with one atomic exchange; the old entry is accounted by whoever exchanged it
+How a page is published (docs/design.md, "Data first, entry after"): its data and its place in the reverse
+map first, then its entry, with one atomic exchange; the old entry is accounted by whoever exchanged it
 away.  A part of a page is read, merged and published with a compare-and-swap under a striped lock.
 A reader pins the segment that an entry names and looks at the entry again: if it still names it, the
 segment cannot be used for anything else before the pin is gone.
@@ -13,14 +13,12 @@ but for a wait at the cap and for the disk, no time.
 import errno
 import os
 
-from libc.errno cimport EAGAIN, EIO
+from libc.errno cimport EAGAIN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.stdlib cimport posix_memalign
 
 from swaptide.cache.ages cimport AGE_READS, age_bucket
-from swaptide.cache.ahead cimport Ahead
+from swaptide.cache.agelists cimport NO_SEGMENT
 from swaptide.cache.atomics cimport (
     cas64,
     count64,
@@ -31,17 +29,17 @@ from swaptide.cache.atomics cimport (
     peek64,
     point,
     prefetch_page,
+    set_bit,
     swap64,
 )
-from swaptide.cache.codec cimport unpack_quick, unpack_strong, unpacker_end, unpacker_init
 from swaptide.cache.entry cimport (
     ABSENT,
     PAGE_BYTES,
+    PAGE_MASK,
     PAGE_SHIFT,
     SAME,
     STRONG,
     TABLE_PIECE_PAGES,
-    disk_of,
     is_piece,
     kind_of,
     length_of,
@@ -53,32 +51,25 @@ from swaptide.cache.entry cimport (
     same_word,
     segment_of,
 )
-from swaptide.cache.image cimport NO_PAGE, STRIDE, chunk_open, chunks_read
-from swaptide.cache.mapping cimport ALIGNED_FLAG, Mapping
+from swaptide.cache.fetch cimport BOUNCE_CHUNKS, Fetcher
+from swaptide.cache.mapping cimport Mapping
 from swaptide.cache.pthread cimport (
-    pthread_cond_destroy,
-    pthread_cond_init,
-    pthread_cond_signal,
-    pthread_cond_wait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from swaptide.cache.seal cimport seal_end, seal_init, sealer
-from swaptide.cache.segments cimport GUEST, NO_SEGMENT, Segments, Waiter
+from swaptide.cache.segments cimport GUEST, Segments
 from swaptide.cache.store cimport Store
+from swaptide.cache.turnstile cimport Waiter
 from swaptide.cache.words cimport (
     HITS,
     MISSES,
     PACKED_HITS,
     SAME_FILLED_PAGES,
-    SPILL_READ_BYTES,
-    SPILL_READ_ERRORS,
 )
 
 cdef enum:
-    PAGE_MASK = 4095
     PREFETCH_PAGES = 32
 
 
@@ -92,49 +83,17 @@ cdef class Log:
     def __cinit__(self, Mapping map, Segments segments, uint64_t size_bytes, Store store, uint64_t base,
                   uint64_t disk_seed, const unsigned char[:] key):
         cdef int i
-        cdef void *memory
         self.map = map
         self.segments = segments
-        self.ahead = Ahead()
-        self.ahead.counters = map.counters
         self.size_bytes = size_bytes
-        self.store = store
-        self.spill.store = store.face
-        self.spill.base = base
-        self.spill.disk_seed = disk_seed
+        self.fetcher = Fetcher(segments, store, base, disk_seed, key)
         for i in range(STRIPES):
             pthread_mutex_init(&self.stripes[i], NULL)
-        pthread_mutex_init(&self.bounce_lock, NULL)
-        pthread_cond_init(&self.bounce_free, NULL)
-        pthread_cond_init(&self.unpacker_free, NULL)
-        if posix_memalign(&memory, PAGE_BYTES, BOUNCE_BUFFERS * BOUNCE_BYTES) != 0:
-            raise MemoryError()
-        # Touched now: it is part of the process's base, and a miss under pressure must not allocate.
-        memset(memory, 0, BOUNCE_BUFFERS * BOUNCE_BYTES)
-        self.bounce_memory = <char *> memory
-        for i in range(BOUNCE_BUFFERS):
-            self.bounce[i] = self.bounce_memory + i * BOUNCE_BYTES
-            if seal_init(&self.sealers[i], &key[0] if key is not None else NULL) != 0:
-                raise OSError(errno.ENOTSUP, "OpenSSL has no AES-256-GCM")
-        self.bounces = BOUNCE_BUFFERS
-        for i in range(UNPACKERS):
-            if unpacker_init(&self.unpackers[i]) != 0:
-                raise MemoryError()
-            self.free_unpackers[i] = i
-        self.n_unpackers = UNPACKERS
 
     def __dealloc__(self):
         cdef int i
         for i in range(STRIPES):
             pthread_mutex_destroy(&self.stripes[i])
-        for i in range(UNPACKERS):
-            unpacker_end(&self.unpackers[i])
-        pthread_cond_destroy(&self.bounce_free)
-        pthread_cond_destroy(&self.unpacker_free)
-        pthread_mutex_destroy(&self.bounce_lock)
-        for i in range(BOUNCE_BUFFERS):
-            seal_end(&self.sealers[i])
-        free(self.bounce_memory)
 
     cdef uint64_t entry(self, uint64_t page) noexcept nogil:
         if not self.map.page_ready(page):
@@ -241,7 +200,7 @@ cdef class Log:
             entries[0] = entry
             run = self._find_run(entries, page, (skip + count + PAGE_MASK) >> PAGE_SHIFT)
             span = min(run * <uint64_t> PAGE_BYTES - skip, count)
-            result = self._read_disk(buf, span, skip, segment, entries, page)
+            result = self.fetcher.read(buf, span, skip, segment, entries, page)
             self.segments.disk_unpin(segment)
             tally.missed += run
         elif length_of(entry) == PAGE_BYTES:
@@ -259,7 +218,8 @@ cdef class Log:
             if not may_wait and (count > PAGE_BYTES or kind_of(entry) == STRONG):
                 self.segments.unpin(segment)
                 return -EAGAIN
-            result = self._unpack(buf, span, skip, entry, self.map.slot(ram_of(place) - 1) + offset_of(entry))
+            result = self.fetcher.unpack(buf, span, skip, entry,
+                                         self.map.slot(ram_of(place) - 1) + offset_of(entry))
             self.segments.unpin(segment)
             tally.hits += 1
             count64(&self.map.counters[PACKED_HITS], 1)
@@ -283,133 +243,6 @@ cdef class Log:
             run += 1
         return run
 
-    cdef int _unpack(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry,
-                     char *piece) noexcept nogil:
-        """Unpack `count` bytes from `skip` on of the page whose piece this is.  0 or -EIO."""
-        cdef char page[PAGE_BYTES]
-        cdef char *to = buf if count == PAGE_BYTES else page
-        cdef int which
-        cdef bint good
-        if kind_of(entry) == STRONG:
-            # Who has one waits for nothing: a pin may be held meanwhile.
-            which = self._take_unpacker()
-            good = unpack_strong(&self.unpackers[which], piece, length_of(entry), to)
-            self._give_unpacker(which)
-        else:
-            good = unpack_quick(piece, length_of(entry), to)
-        if not good:
-            return -EIO
-        if to != buf:
-            memcpy(buf, page + skip, count)
-        return 0
-
-    cdef int _read_disk(self, char *buf, uint64_t count, uint32_t skip, uint32_t segment, uint64_t *entries,
-                        uint64_t page) noexcept nogil:
-        """Read pages from `page` on; their pieces lie one behind the other in a disk-pinned segment."""
-        cdef uint32_t slot = disk_of(self.segments.place(segment)) - 1
-        cdef uint64_t write = self.map.segment_table[segment].write, part
-        cdef bint aligned = self.map.segment_table[segment].flags & ALIGNED_FLAG
-        cdef uint32_t pages = <uint32_t> ((skip + count + PAGE_MASK) >> PAGE_SHIFT), i
-        cdef uint32_t first = offset_of(entries[0]) >> PAGE_SHIFT
-        cdef uint32_t chunks = ((offset_of(entries[pages - 1]) + length_of(entries[pages - 1]) - 1)
-                                >> PAGE_SHIFT) - first + 1
-        cdef char *chunk
-        cdef char *plain
-        cdef char *buffer = self._take_bounce()
-        cdef int which = <int> ((buffer - self.bounce_memory) / BOUNCE_BYTES)
-        cdef sealer *by = &self.sealers[which]
-        cdef uint32_t opened = 0
-        cdef int result = 0, window = self.ahead.find(&self.spill, write, slot, first, chunks, &chunk)
-        if window < 0:
-            result = chunks_read(buffer, &self.spill, slot, first, chunks, &chunk)
-            count64(&self.map.counters[SPILL_READ_BYTES], chunks * STRIDE)
-        # Where they are opened to: in place, but never in a window, which is others' as well.
-        plain = chunk if window < 0 else buffer
-        for i in range(pages):
-            if result != 0:
-                break
-            part = min(<uint64_t> PAGE_BYTES - skip, count)
-            if aligned:
-                # A chunk is the page: opened to where it is wanted.
-                if not chunk_open(buf if part == PAGE_BYTES else plain, by, chunk, &self.spill, write, slot,
-                                  first + i, <uint32_t> (page + i)):
-                    result = -EIO
-                elif part < PAGE_BYTES:
-                    memcpy(buf, plain + skip, part)
-                chunk += STRIDE
-                plain += STRIDE
-            else:
-                result = self._open_piece(buf, part, skip, entries[i], chunk, plain, first, &opened, which,
-                                          slot, write)
-            buf += part
-            count -= part
-            skip = 0
-        if window >= 0:
-            self.ahead.release(window)
-        self._give_bounce(buffer)
-        if result != 0:
-            count64(&self.map.counters[SPILL_READ_ERRORS], 1)
-            result = -EIO
-        return result
-
-    cdef int _open_piece(self, char *buf, uint64_t count, uint32_t skip, uint64_t entry, char *chunks,
-                         char *plain, uint32_t first, uint32_t *opened, int which, uint32_t slot,
-                         uint64_t write) noexcept nogil:
-        """Take one piece out of `chunks`, which begin with the segment's `first`; `opened` of these lie open
-        in `plain`, as far apart."""
-        cdef char piece[PAGE_BYTES]
-        cdef uint32_t at = offset_of(entry), length = length_of(entry), done, part
-        cdef uint32_t last = ((at + length - 1) >> PAGE_SHIFT) - first
-        while opened[0] <= last:
-            if not chunk_open(plain + opened[0] * STRIDE, &self.sealers[which], chunks + opened[0] * STRIDE,
-                              &self.spill, write, slot, first + opened[0], NO_PAGE):
-                return -EIO
-            opened[0] += 1
-        done = 0
-        while done < length:
-            part = min(length - done, PAGE_BYTES - ((at + done) & PAGE_MASK))
-            memcpy(piece + done,
-                   plain + (((at + done) >> PAGE_SHIFT) - first) * STRIDE + ((at + done) & PAGE_MASK), part)
-            done += part
-        if length == PAGE_BYTES:
-            memcpy(buf, piece + skip, count)
-            return 0
-        return self._unpack(buf, count, skip, entry, piece)
-
-    cdef char *_take_bounce(self) noexcept nogil:
-        cdef char *buffer
-        pthread_mutex_lock(&self.bounce_lock)
-        while self.bounces == 0:
-            pthread_cond_wait(&self.bounce_free, &self.bounce_lock)
-        self.bounces -= 1
-        buffer = self.bounce[self.bounces]
-        pthread_mutex_unlock(&self.bounce_lock)
-        return buffer
-
-    cdef void _give_bounce(self, char *buffer) noexcept nogil:
-        pthread_mutex_lock(&self.bounce_lock)
-        self.bounce[self.bounces] = buffer
-        self.bounces += 1
-        pthread_cond_signal(&self.bounce_free)
-        pthread_mutex_unlock(&self.bounce_lock)
-
-    cdef int _take_unpacker(self) noexcept nogil:
-        cdef int which
-        pthread_mutex_lock(&self.bounce_lock)
-        while self.n_unpackers == 0:
-            pthread_cond_wait(&self.unpacker_free, &self.bounce_lock)
-        self.n_unpackers -= 1
-        which = self.free_unpackers[self.n_unpackers]
-        pthread_mutex_unlock(&self.bounce_lock)
-        return which
-
-    cdef void _give_unpacker(self, int which) noexcept nogil:
-        pthread_mutex_lock(&self.bounce_lock)
-        self.free_unpackers[self.n_unpackers] = which
-        self.n_unpackers += 1
-        pthread_cond_signal(&self.unpacker_free)
-        pthread_mutex_unlock(&self.bounce_lock)
-
     # Writes.
 
     cdef int write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
@@ -418,10 +251,10 @@ cdef class Log:
 
         Without `may_wait` only whole pages are taken.  On an error any of the pages may have been written.
         """
-        cdef int result = self.segments.enter(waiter if may_wait else NULL)
+        cdef int result = self.segments.turnstile.enter(waiter if may_wait else NULL)
         if result == 0:
             result = self._write(buf, count, offset, waiter, may_wait)
-            self.segments.leave()
+            self.segments.turnstile.leave()
         return result
 
     cdef int _write(self, const char *buf, uint64_t count, uint64_t offset, Waiter *waiter,
@@ -490,8 +323,16 @@ cdef class Log:
     cdef void _publish(self, uint64_t page, uint64_t entry) noexcept nogil:
         cdef uint64_t old = swap64(&self.map.page_table[page], entry)
         point("publish: exchanged")
+        self._note_change(page)
         self._count_same(old, entry)
         self.segments.retire(old)
+
+    cdef void _note_change(self, uint64_t page) noexcept nogil:
+        """A client's change of a page is published.  Who sends the disk makes the map known before they load
+        entries, and here it is looked for after the entry's exchange: one of both sees the other."""
+        cdef uint64_t map = load64(&self.changes)
+        if map:
+            set_bit(<uint64_t *> map, page)
 
     cdef void _count_same(self, uint64_t old, uint64_t new) noexcept nogil:
         cdef int by = (kind_of(new) == SAME) - (kind_of(old) == SAME)
@@ -532,6 +373,7 @@ cdef class Log:
             point("write part: merged")
             # The old segment is still pinned: its number cannot have come round to the same entry.
             if cas64(&self.map.page_table[page], old, new):
+                self._note_change(page)
                 self._count_same(old, new)
                 self.segments.retire(old)
                 break
@@ -573,21 +415,21 @@ cdef class Log:
                 memcpy(to, self.map.slot(ram_of(place) - 1) + offset_of(entry), PAGE_BYTES)
                 result = 0
             else:
-                result = self._unpack(to, PAGE_BYTES, 0, entry,
-                                      self.map.slot(ram_of(place) - 1) + offset_of(entry))
+                result = self.fetcher.unpack(to, PAGE_BYTES, 0, entry,
+                                             self.map.slot(ram_of(place) - 1) + offset_of(entry))
             self.segments.unpin(segment)
             return result
         self.segments.unpin(segment)
-        return self._read_disk(to, PAGE_BYTES, 0, segment, &entry, page)
+        return self.fetcher.read(to, PAGE_BYTES, 0, segment, &entry, page)
 
     # Trims and zeroes.
 
     cdef int discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil:
         """Make the range read as zeros.  With `keep` its pages stay allocated (as same-filled entries)."""
-        cdef int result = self.segments.enter(waiter)
+        cdef int result = self.segments.turnstile.enter(waiter)
         if result == 0:
             result = self._discard(count, offset, waiter, keep)
-            self.segments.leave()
+            self.segments.turnstile.leave()
         return result
 
     cdef int _discard(self, uint64_t count, uint64_t offset, Waiter *waiter, bint keep) noexcept nogil:

@@ -1,8 +1,8 @@
 """The mapped state file, and everything that allocates or frees its memory.
 
-Traps of tmpfs that this file exists for (docs/design.md, "Memory"): reading a hole through a mapping
-allocates it, so table pieces are tracked in a directory and no load or store touches one that is not
-there; with huge pages a first small touch may take 2 MiB, so the tables are mapped NOHUGEPAGE; a
+Traps of tmpfs that this file exists for (docs/design.md, "Neither too much nor too late"): reading a hole
+through a mapping allocates it, so table pieces are tracked in a directory and no load or store touches one
+that is not there; with huge pages a first small touch may take 2 MiB, so the tables are mapped NOHUGEPAGE; a
 store that cannot allocate is SIGBUS, so everything is populated by a system call that can fail.
 
 Thread-safe: pieces only ever appear, under `grow_lock`; RAM slots are populated and punched by
@@ -213,10 +213,9 @@ cdef class Mapping:
         """Store a counter that Python code owns (gauges; never one that the hot path adds to)."""
         self.counters[index] = value
 
-    def write_trouble(self, bytes raw):
-        """Store what is wrong; at most geometry.TROUBLE_BYTES."""
+    def write_text(self, Py_ssize_t start, Py_ssize_t most, bytes raw):
+        """Store words for people, at `start` of the header, and nothing else in the `most` bytes there."""
         cdef Py_ssize_t i
-        cdef Py_ssize_t start = geometry.TROUBLE_OFFSET, most = geometry.TROUBLE_BYTES
         for i in range(most):
             self.tables[start + i] = raw[i] if i < len(raw) else 0
 

@@ -134,7 +134,7 @@ _WORDS: Final = (
     ),
     _gauge("same_filled_pages", "same_filled_pages", "Pages of one repeated word, which take no memory."),
     _gauge("spill_content_bytes", "spilled_disk_bytes", "What spilled content takes on disk."),
-    _gauge("degraded", "degraded", "1 while the spill store fails."),
+    _gauge("degraded", "degraded", "1 while the spill store fails, or one of two."),
     _gauge("ram_blocked", "ram_blocked", "1 while the host refuses memory below the target."),
     _gauge(
         "serving",

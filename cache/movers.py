@@ -1,8 +1,8 @@
-"""What moves next, and when: the asyncio side of the movers.
+"""When something moves, and in which thread: the asyncio side of the movers.
 
-`plan` is a pure function from a snapshot to the moves to start; `Movers` takes snapshots, starts the
-moves in worker threads and looks again whenever one ends or the hot path kicks the eventfd.  Owned by
-the engine's event loop; nothing here is called from nbdkit's threads.
+`Movers` takes snapshots, starts the moves that `planning.plan` makes of them in worker threads, and looks
+again whenever one ends or the hot path kicks the eventfd.  Owned by the engine's event loop; nothing here is
+called from nbdkit's threads.
 """
 
 import asyncio
@@ -10,14 +10,13 @@ import concurrent.futures
 import contextlib
 import errno
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from swaptide.cache import cgroup, geometry, idle, rates, threads
+from swaptide.cache import cgroup, failing, geometry, idle, planning, rates, survey, threads
 from swaptide.cache.moves import Moves
 from swaptide.cache.segments import Segments
 
@@ -25,41 +24,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Writes in flight: four of 2 MiB keep a fast disk busy (measured: DESIGN's 4 x pwritev, 3.5 GB/s).
-SPILLERS: Final = 4
-CORES: Final = len(os.sched_getaffinity(0))
-PACKERS: Final = min(8, CORES)
-# A segment in RAM that weighs less than this (segments.pyx) is cleaned rather than written out, in bytes:
-# below it, copying what lives costs less than writing everything.
-CLEAN_RAM_BYTES: Final = int(geometry.CONTENT_BYTES * 0.75)
-# On disk one is cleaned as long as it has room for one more page.
-CLEAN_DISK_BYTES: Final = geometry.CONTENT_BYTES
 # Segments in RAM that are cleaned in one go: under load, taking the interpreter again costs as much as one.
 CLEAN_BATCH: Final = 8
-# Segments that one spiller writes in one go: as above.
-SPILL_BATCH: Final = 8
-# Free RAM slots for the guest's next writes: never fewer, never more, and how long they should last.
-LEAST_FREE: Final = 2
-MOST_FREE: Final = 16
-DEMAND_SECONDS: Final = 0.05
-# Free RAM slots beyond twice the wish, and beyond what the guest filled lately, that are kept before any is
-# given back: what it overwrites comes free in bursts, and making slots anew costs as much as filling them.
-SPARE_SLOTS: Final = 2
-# Free disk slots below which the cleaner works on the disk: a 32nd, at least 12.
-DISK_LOW_SHARE: Final = 1 / 32
-DISK_LOW_LEAST: Final = 12
-# Packing needs segments of its own to pack into: with fewer slots than these there is none, in segments.
-PACK_LEAST_SLOTS: Final = 16
-# What the guest wrote lately is not packed, up to an eighth: it is overwritten or read soonest.
-RAW_SHARE: Final = 1 / 8
 # A segment that the guest left half full for so long is closed where RAM is scarce: then it packs as well.
 LEFT_SECONDS: Final = 2.0
-# Free slots that packers find while RAM is taken back; see Segments.keep_free.
-PACK_FREE_SLOTS: Final = 5
-# Ahead of need something is packed from three quarters of the limit on, and written from half of it on.
-PACK_AHEAD_SHARE: Final = 3 / 4
-WRITE_AHEAD_SHARE: Final = 1 / 2
-AHEAD_WRITES: Final = 2
 # How long a falling target may take where nobody said: as long as packing makes it in this time, nothing that
 # shrinks goes to disk.
 PATIENCE_SECONDS: Final = 5.0
@@ -95,156 +63,6 @@ CGROUP_MARGIN_BYTES: Final = 24 << 20
 STAGE_MARGIN_BYTES: Final = 8 << 20
 
 
-class Snapshot(NamedTuple):
-    """State of the pools; all in segments (2 MiB), taken under one lock."""
-
-    limit: int
-    populated: int
-    free: int
-    to_punch: int
-    dirty: int
-    writing: int
-    clean: int
-    disk_free: int
-    disk_slots: int
-    waiting: int
-    cleaner_waits: int
-    raw: int  # of the dirty ones: may shrink
-    packed: int  # of the dirty ones: has shrunk
-    packers_open: int
-    guest_fill: int  # bytes, in the segment that the guest writes to; 0 for none
-
-
-class Busy(NamedTuple):
-    """What is under way."""
-
-    spilling: int = 0
-    packing: int = 0
-
-
-class Wish(NamedTuple):
-    """What is wanted beyond the limit, and what the host has to spare.
-
-    `hurry`: packing alone would be too slow.  `clean` segments are to be on disk as well as in RAM.
-    `demand`: segments that the guest filled lately, per second, at most; `recent`: how many it filled in the
-    last rates.RECENT_SECONDS.  `resting`: nothing was wanted for a good while.
-    """
-
-    compress: bool = False
-    strengthen: bool = False
-    hurry: bool = False
-    clean: int = 0
-    demand: float = 0.0
-    recent: int = 0
-    resting: bool = False
-    idle_core: bool = False
-    idle_disk: bool = False
-
-
-class Plan(NamedTuple):
-    """Moves to start now; `release` free slots are given back as well, since nobody will need them soon."""
-
-    punch: bool = False
-    release: int = 0
-    drop: int = 0
-    spill: int = 0
-    batch: int = 1  # segments that each spiller writes before anybody looks again
-    populate: int = 0
-    clean_ram: bool = False
-    clean_disk: bool = False
-    pack: int = 0
-    keep_raw: int = 0
-    keep_free: int = 1  # free slots that stay while RAM is taken back; see Segments.keep_free
-    strengthen: bool = False
-    seal_packers: bool = False
-    seal_guest: bool = False  # if it has not been written to for a while
-    ahead: bool = False  # there is something to be done in idle moments
-
-
-def plan(now: Snapshot, busy: Busy, wish: Wish, emptiest: int) -> Plan:
-    """Decide from the snapshot, what is under way, the wishes, and the weight of the emptiest segment in RAM.
-
-    Free slots wanted: two, or what the guest has lately filled in a twentieth of a second, at most 16: an
-    idle disk costs little, and a busy one does not wait for page faults.  Slots are taken back when there
-    are more than the limit; else made free ahead of the writers, by populating below the limit, and at it by
-    dropping what is clean, by cleaning, by packing, and by writing out, in this order.
-    """
-    wanted = max(LEAST_FREE, min(MOST_FREE, math.ceil(wish.demand * DEMAND_SECONDS), now.limit // 8))
-    over = now.populated - now.to_punch - now.limit
-    keep_raw = min(int(now.limit * RAW_SHARE), wish.recent)
-    may_pack = wish.compress and now.limit >= PACK_LEAST_SLOTS
-    unpacked = max(0, now.raw - keep_raw) if may_pack else 0
-    keep_free = PACK_FREE_SLOTS if unpacked or busy.packing else 1
-    if over > 0:
-        # Free slots are given back as they are, down to those that are kept.
-        short = over + 1 if now.waiting else over - max(0, now.free - keep_free)
-    elif now.populated >= now.limit:
-        short = wanted - now.free
-    else:
-        short = 0
-    short = max(0, short)
-    drop = min(short, now.clean)
-    short -= drop + now.writing
-    clean_ram = short > 0 and emptiest < CLEAN_RAM_BYTES
-    clean_disk = now.disk_free <= max(DISK_LOW_LEAST, int(now.disk_slots * DISK_LOW_SHARE))
-    spill = max(0, min(SPILLERS - busy.spilling, short, now.dirty))
-    if clean_ram and not clean_disk and over <= 0:
-        # Up to that share of live bytes cleaning yields a slot no slower than a write to disk does, and
-        # leaves every page where it is quick to read.  Unless the cleaner itself has no room to go on.
-        spill = min(spill, now.cleaner_waits)
-    pack, ahead = 0, False
-    if unpacked and short > 0 and (over > 0 or not clean_ram):
-        most = max(1, CORES - 1) if now.waiting else PACKERS
-        pack = max(0, min(most - busy.packing, unpacked, short))
-        if not now.waiting and not wish.hurry:
-            # What does not shrink goes to disk; and one more where packers lack a slot to pack into.
-            stiff = now.dirty - now.raw - now.packed
-            lacking = now.free <= 2 and not now.writing
-            spill = min(spill, max(stiff, int(lacking)))
-    strengthen = False
-    scarce = now.populated >= now.limit * PACK_AHEAD_SHARE
-    if short <= 0 and drop == 0:
-        stiff = now.dirty - now.raw - now.packed
-        better = wish.strengthen and now.packed > 0 and scarce and over <= 0
-        if unpacked and scarce:
-            ahead = True
-            pack = int(wish.idle_core and not busy.packing)
-        elif (
-            now.populated >= now.limit * WRITE_AHEAD_SHARE
-            and now.clean + now.writing < wish.clean
-            and (stiff or now.packed or not may_pack or now.raw > keep_raw)
-        ):
-            ahead = True
-            spill = max(0, min(AHEAD_WRITES - busy.spilling, now.dirty)) if wish.idle_disk else 0
-        elif better:
-            ahead = True
-        strengthen = better and wish.idle_core and not pack and not busy.packing
-    populate = 0
-    if over < 0:
-        populate = max(0, min(-over, wanted - now.free))
-    elif now.free + now.to_punch + now.writing + now.clean + busy.spilling == 0:
-        populate = 1  # the cleaner's, if it lacks one: Segments.populate knows
-    # What a trim freed goes back to the host; a reserve stays, since making a slot anew costs milliseconds.
-    keep = wanted if wish.resting else 2 * wanted + SPARE_SLOTS + wish.recent
-    return Plan(
-        punch=now.to_punch > 0 or (over > 0 and now.free > 1),
-        release=now.free - keep if now.free > keep and not now.waiting else 0,
-        drop=drop,
-        spill=spill,
-        batch=max(1, min(SPILL_BATCH, short // SPILLERS)),
-        populate=populate,
-        clean_ram=clean_ram,
-        clean_disk=clean_disk,
-        pack=pack,
-        keep_raw=keep_raw,
-        keep_free=keep_free,
-        strengthen=strengthen,
-        seal_packers=not may_pack and bool(now.packers_open),
-        seal_guest=may_pack and scarce and not unpacked and now.guest_fill > 0,
-        ahead=ahead,
-    )
-
-
 class Orders(NamedTuple):
     """What the operator wants: one of layout.COMPRESS, a share of the target, a time.monotonic() or None.
 
@@ -255,62 +73,6 @@ class Orders(NamedTuple):
     clean_ahead: float = 0.0
     deadline: float | None = None
     frozen: bool = False
-
-
-class Store(Protocol):
-    """One store of two."""
-
-    @property
-    def place(self) -> str:
-        """Which one it is, for people."""
-
-    def trouble(self) -> str:
-        """Why it is known not to answer right now, and which one it is; empty where it does."""
-
-
-class Stores:
-    """Which of two stores fails, told to the segments and to the log: each change once."""
-
-    def __init__(self, stores: Sequence[Store], segments: Segments) -> None:
-        self._stores = stores
-        self._segments = segments
-        self._errors = (0,) * len(stores)
-        self._down = [False] * len(stores)
-
-    def __bool__(self) -> bool:
-        return bool(self._stores)
-
-    def look(self) -> None:
-        """Tell the segments which one does not answer, or answers again."""
-        for index, store in enumerate(self._stores):
-            down = bool(store.trouble())
-            if down != self._down[index]:
-                self._down[index] = down
-                self._segments.set_store_down(index, down)
-                self.wrote()
-
-    def wrote(self) -> None:
-        """Tell the log which one takes no more writes, or takes them again."""
-        errors = self._segments.store_errors()
-        for store, before, error in zip(self._stores, self._errors, errors, strict=True):
-            if error and not before:
-                log.error(
-                    "spill write failed spill=%s error=%r so='the other store is used'",
-                    store.place,
-                    os.strerror(error),
-                )
-            elif before and not error:
-                log.warning("spill store works again spill=%s", store.place)
-        self._errors = errors
-
-    def trouble(self) -> str:
-        """What is wrong with which one; empty where both work.  By then the segments know it too."""
-        self.look()
-        return "; ".join(
-            store.trouble() or f"spill={store.place}: writing fails: {os.strerror(error)}"
-            for store, error in zip(self._stores, self._errors, strict=True)
-            if error or store.trouble()
-        )
 
 
 def _be_modest() -> None:
@@ -326,18 +88,20 @@ class Movers:
     `stores` are the two that a disk with two has.
     """
 
-    def __init__(self, moves: Moves, segments: Segments, kick_fd: int, stores: Sequence[Store] = ()) -> None:
+    def __init__(
+        self, moves: Moves, segments: Segments, kick_fd: int, stores: Sequence[failing.Store] = ()
+    ) -> None:
         self._moves = moves
         self._segments = segments
         self._kick_fd = kick_fd
         self._awake = asyncio.Event()
         # Worker 0 first, whose buffer is always there.
-        self._idle_spillers = list(reversed(range(SPILLERS)))
+        self._idle_spillers = list(reversed(range(planning.SPILLERS)))
         self._spilled_at = time.monotonic()
         self._staged = True
-        self._looked_last: Snapshot | None = None
+        self._looked_last: planning.Snapshot | None = None
         self._calm_since = time.monotonic()
-        self._idle_packers = list(range(PACKERS))
+        self._idle_packers = list(range(planning.PACKERS))
         self._cleaning = False
         self._populating = False
         self._discarding = False
@@ -347,11 +111,11 @@ class Movers:
         self._ask_host_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(
-            SPILLERS + 4, initializer=threads.call_me, initargs=(threads.MOVER,)
+            planning.SPILLERS + 4, initializer=threads.call_me, initargs=(threads.MOVER,)
         )
-        self._packers = concurrent.futures.ThreadPoolExecutor(PACKERS, initializer=_be_modest)
+        self._packers = concurrent.futures.ThreadPoolExecutor(planning.PACKERS, initializer=_be_modest)
         self._idle = idle.Idle()
-        self.rates = rates.Rates(SPILLERS, PACKERS)
+        self.rates = rates.Rates(planning.SPILLERS, planning.PACKERS)
         self._packed_bytes = moves.packed_bytes()
         self._orders = Orders()
         self._strengthen_at = 0.0
@@ -369,7 +133,7 @@ class Movers:
         self.stirred: Callable[[], None] = lambda: None  # called when a calm disk is wanted again
         self.degraded = False
         self._trouble = ""  # why, in words
-        self._stores = Stores(stores, segments)
+        self._stores = failing.Stores(stores, segments)
         self._unreadable = False  # told, until the cleaner could read again
         self.ram_blocked = False
 
@@ -378,6 +142,11 @@ class Movers:
         """Why the disk is degraded, in words; empty where it is not."""
         return self._stores.trouble() if self._stores else self._trouble
 
+    @property
+    def usable_stores(self) -> int:
+        """How many stores take writes, as far as writes have told."""
+        return self._stores.usable() if self._stores else int(not self._trouble)
+
     def prepare(self) -> None:
         """Have the first segments there before the first request comes; the loop does not run yet.
 
@@ -385,7 +154,7 @@ class Movers:
         """
         if not self._orders.frozen:
             self._look()
-            self._try_populate(LEAST_FREE)
+            self._try_populate(planning.LEAST_FREE)
 
     async def run(self) -> None:
         """Move until cancelled; moves under way are waited for."""
@@ -394,7 +163,7 @@ class Movers:
         try:
             while True:
                 self._awake.clear()
-                self._segments.rearm()
+                self._segments.turnstile.rearm()
                 if self._orders.frozen:
                     self._ahead = False
                 else:
@@ -404,7 +173,7 @@ class Movers:
                         await self._awake.wait()
         finally:
             loop.remove_reader(self._kick_fd)
-            self._segments.stop()
+            self._segments.turnstile.stop()
             if self._tasks:
                 await asyncio.wait(self._tasks)
             self._pool.shutdown()
@@ -430,14 +199,14 @@ class Movers:
             return self._ahead_seconds
         return CALM_SECONDS if self.calm else IDLE_SECONDS
 
-    def _look(self) -> Snapshot:
+    def _look(self) -> planning.Snapshot:
         self._stores.look()
         self._ask_host()
         if self._room is None or self._room > CGROUP_MARGIN_BYTES:
-            granted = self._segments.grant_tables()
+            granted = self._segments.ram.grant_tables()
             if self._room is not None:
                 self._room -= granted
-        now = Snapshot(*self._segments.snapshot())
+        now = planning.Snapshot(*self._segments.snapshot())
         self._note(now)
         # Where the host gives no more, what there is has to do, whatever the target says.
         return now._replace(limit=min(now.limit, now.populated)) if self.ram_blocked else now
@@ -451,14 +220,16 @@ class Movers:
         self._room = self._headroom.bytes()
         if self._room is not None:
             spare = (self._room - CGROUP_MARGIN_BYTES) // geometry.SEGMENT_BYTES
-            populated = Snapshot(*self._segments.snapshot()).populated
-            self._segments.set_host_limit(max(0, populated + spare))
+            populated = planning.Snapshot(*self._segments.snapshot()).populated
+            self._segments.ram.set_host_limit(max(0, populated + spare))
 
-    def _start(self, now: Snapshot) -> None:
+    def _start(self, now: planning.Snapshot) -> None:
         emptiest = self._look_for_emptiest() if now.populated >= now.limit else geometry.CONTENT_BYTES
-        busy = Busy(SPILLERS - len(self._idle_spillers), PACKERS - len(self._idle_packers))
+        busy = planning.Busy(
+            planning.SPILLERS - len(self._idle_spillers), planning.PACKERS - len(self._idle_packers)
+        )
         wish = self._wish(now)
-        todo = plan(now, busy, wish, emptiest)
+        todo = planning.plan(now, busy, wish, emptiest)
         if wish.resting and self._segments.seal_dead():
             self._awake.set()
         self._ahead = todo.ahead
@@ -468,9 +239,9 @@ class Movers:
             self._ahead_seconds = min(2 * self._ahead_seconds, IDLE_SECONDS)
         if todo.spill:
             self._spilled_at, self._staged = time.monotonic(), True
-        elif self._staged and len(self._idle_spillers) == SPILLERS:
+        elif self._staged and len(self._idle_spillers) == planning.SPILLERS:
             self._unstage()
-        self._segments.set_keep_free(todo.keep_free)
+        self._segments.ram.set_keep_free(todo.keep_free)
         if todo.seal_packers and not busy.packing:
             self._segments.seal_packers()
             self._awake.set()
@@ -496,7 +267,7 @@ class Movers:
             self._discarding = True
             self._spawn(self._discard())
 
-    def _note(self, now: Snapshot) -> None:
+    def _note(self, now: planning.Snapshot) -> None:
         """Whether anything changed; a kick alone says little, since the governor kicks with all it does."""
         if now != self._looked_last or self._tasks:
             was_calm = self.calm
@@ -507,17 +278,17 @@ class Movers:
     def _unstage(self) -> None:
         """Give back the buffers that were not written from for a while."""
         if time.monotonic() - self._spilled_at >= STAGED_SECONDS:
-            self._moves.unstage()
+            self._moves.spiller.unstage()
             self._idle_spillers.sort(reverse=True)
             self._staged = False
 
-    def _may_discard(self, todo: Plan) -> bool:
+    def _may_discard(self, todo: planning.Plan) -> bool:
         """Whether the store is at leisure, and keeps more than it need."""
         return (
             self._moves.discards
             and not self._discarding
             and not todo.spill
-            and len(self._idle_spillers) == SPILLERS
+            and len(self._idle_spillers) == planning.SPILLERS
             and self._segments.spent_slots() > DISCARD_KEEP
         )
 
@@ -527,12 +298,12 @@ class Movers:
         """
         begun = time.monotonic()
         if begun >= self._emptiest_at:
-            self._emptiest = self._segments.emptiest_in_ram()
+            self._emptiest = survey.emptiest_in_ram(self._segments)
             took = time.monotonic() - begun
             self._emptiest_at = begun + took / EMPTIEST_SHARE
         return self._emptiest
 
-    def order(self, orders: "Orders") -> None:
+    def order(self, orders: Orders) -> None:
         """Take new orders; in force from the next look on.  Any thread may call this."""
         self._orders = orders
 
@@ -540,7 +311,7 @@ class Movers:
         """Whether nothing moves, and nothing will as long as the orders say so.  On the loop alone."""
         return self._orders.frozen and not self._tasks
 
-    def _wish(self, now: Snapshot) -> Wish:
+    def _wish(self, now: planning.Snapshot) -> planning.Wish:
         orders, spare = self._orders, self._idle.now()
         opened, clock = self._moves.segments_opened(), time.monotonic()
         if now.limit < self._last_limit:
@@ -548,7 +319,7 @@ class Movers:
         self._last_limit = now.limit
         over = now.populated - now.to_punch - now.limit
         left = (orders.deadline or self._lowered_at + PATIENCE_SECONDS) - time.monotonic()
-        return Wish(
+        return planning.Wish(
             compress=orders.compress != "none",
             strengthen=orders.compress == "lz4+zstd",
             hurry=over > 0 and over > self.rates.packed_in(left),
@@ -560,7 +331,7 @@ class Movers:
             idle_disk=spare.cores >= IDLE_CORES and self._disk_is_idle(),
         )
 
-    def _guest_left(self, now: Snapshot) -> bool:
+    def _guest_left(self, now: planning.Snapshot) -> bool:
         """Whether the guest has written nothing for a while."""
         at, clock = (self._moves.segments_opened(), now.guest_fill), time.monotonic()
         if at != self._guest_at:
@@ -614,11 +385,11 @@ class Movers:
             self._idle_spillers.append(worker)
 
     def _stage_and_spill(self, worker: int, most: int, give_back: bool) -> int:
-        if not self._moves.is_staged(worker):
+        if not self._moves.spiller.is_staged(worker):
             room = self._headroom.bytes()
             if room is not None and room < STAGE_MARGIN_BYTES + geometry.SEGMENT_BYTES:
                 return -errno.EAGAIN
-            if not self._moves.stage(worker):
+            if not self._moves.spiller.stage(worker):
                 return -errno.EAGAIN
         return self._moves.spill(worker, most, give_back)
 
@@ -713,13 +484,13 @@ class Movers:
             self._cleaning = False
 
     async def _clean_on(self, on_disk: bool, by_age: bool) -> int:
-        below, most = (CLEAN_DISK_BYTES, 1) if on_disk else (CLEAN_RAM_BYTES, CLEAN_BATCH)
+        below, most = (planning.CLEAN_DISK_BYTES, 1) if on_disk else (planning.CLEAN_RAM_BYTES, CLEAN_BATCH)
         done = await self._call(self._moves.clean, on_disk, below, most, by_age)
         if done < 0:
             if not self._unreadable:
                 log.error("cleaner cannot read what was spilled error=%r", os.strerror(-done))
                 self._unreadable = True
-            asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._segments.forgive)
+            asyncio.get_running_loop().call_later(FORGIVE_SECONDS, self._moves.forgive)
         elif done > 0 and on_disk and self._unreadable:
             log.warning("cleaner can read what was spilled again")
             self._unreadable = False

@@ -97,8 +97,8 @@ def create(
     identity = face.Identity(str(uuid.uuid4()), name, size_bytes, encrypted, slots)
     if path is None:
         return _fill(os.memfd_create(f"swaptide-{name}", os.MFD_CLOEXEC), None, None, identity, shape, limits)
-    draft = path.with_name(f".{path.name}.{identity.disk_id}.new")
-    _sweep_drafts(path)
+    draft = draft_of(path, identity.disk_id)
+    sweep_drafts(path)
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -150,6 +150,20 @@ def _identify(fd: int, path: pathlib.Path) -> tuple[face.Identity, geometry.Geom
     raise StateError(f"state={path}: damaged: its first page is not as it was written")
 
 
+def pack_identity(identity: face.Identity) -> bytes:
+    """How it lies at the beginning of a state file, its check included."""
+    known = layout.IDENTITY.pack(
+        layout.MAGIC,
+        layout.FORMAT_VERSION,
+        geometry.SEGMENT_BYTES,
+        identity.size_bytes,
+        uuid.UUID(identity.disk_id).bytes,
+        identity.name.encode(),
+        layout.flags_of(identity.encrypted, identity.slots),
+    )
+    return known + _check_of(known)
+
+
 def _check_of(identity: bytes) -> bytes:
     return _CHECK.pack(zlib.crc32(identity))
 
@@ -172,20 +186,11 @@ def _fill(
     for index, word in enumerate(layout.CONTROL):
         mapping.set_control_word(index, getattr(limits, word, 0))
     # The identity is written last: without it nobody takes the file for a state file.
-    known = layout.IDENTITY.pack(
-        layout.MAGIC,
-        layout.FORMAT_VERSION,
-        geometry.SEGMENT_BYTES,
-        identity.size_bytes,
-        uuid.UUID(identity.disk_id).bytes,
-        identity.name.encode(),
-        layout.flags_of(identity.encrypted, identity.slots),
-    )
-    mapping.write_identity(known + _check_of(known))
+    mapping.write_identity(pack_identity(identity))
     return StateFile(fd, path, identity, shape, mapping, draft, True)
 
 
-def _sweep_drafts(path: pathlib.Path) -> None:
+def sweep_drafts(path: pathlib.Path) -> None:
     """Remove what creators of this name left behind that were killed half way, and their keys."""
     for draft in path.parent.glob(f".{path.name}.*.new"):
         with contextlib.suppress(OSError), open(draft, "rb") as file:
@@ -195,6 +200,11 @@ def _sweep_drafts(path: pathlib.Path) -> None:
                 if disk_id is not None:
                     keys.erase(disk_id)
             draft.unlink()
+
+
+def draft_of(path: pathlib.Path, disk_id: str) -> pathlib.Path:
+    """The name of what is to be the disk at `path`; whoever removes it erases the key of that id as well."""
+    return path.with_name(f".{path.name}.{disk_id}.new")
 
 
 def id_of_draft(path: pathlib.Path, draft: pathlib.Path) -> str | None:

@@ -10,6 +10,7 @@ PACKER: Final = "swaptide-packer"
 LOOP: Final = "swaptide-loop"
 STORE: Final = "swaptide-store"
 METRICS: Final = "swaptide-scrape"
+JOB: Final = "swaptide-job"
 
 
 def call_me(name: str) -> None:

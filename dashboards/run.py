@@ -5,7 +5,9 @@ It runs until Ctrl-C, and leaves nothing.
 
 import argparse
 import contextlib
+import http.client
 import pathlib
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from dashboards import prometheus  # noqa: E402
 
 METRICS: Final = "127.0.0.1:9819"
 LISTEN: Final = "127.0.0.1:9890"
+_LISTEN: Final = re.compile(r"(?:[0-9A-Za-z.-]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 class _EndedError(Exception):
@@ -50,14 +53,20 @@ def _arguments() -> argparse.Namespace:
 
 def _check(metrics: str, listen: str) -> None:
     """Raises PrometheusError if there is no daemon to show, or no place for it."""
+    address = _LISTEN.fullmatch(listen)
+    if address is None or int(address[1]) > 65535:
+        raise prometheus.PrometheusError(
+            f"{listen!r} is no address to listen at; write for example {LISTEN}:"
+            " make dashboard LISTEN=ADDR:PORT"
+        )
     url = f"http://{metrics}/metrics"
     try:
         with prometheus.DIRECT.open(url, timeout=20) as answer:
             ours = b"swaptide_build_info" in answer.read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise prometheus.PrometheusError(
-            f"no daemon answers at {url}: {reason}; start `swaptide serve`,"
+            f"no daemon answers at {url!r}: {reason}; start `swaptide serve`,"
             " or say where it is: make dashboard METRICS=ADDR:PORT"
         ) from error
     if not ours:

@@ -30,7 +30,7 @@ def daemon(sight: Sight) -> Iterator[Finding]:
         yield warn(
             "daemon",
             f"pid {look.get('pid', 'unknown')} is version {version}, this is {swaptide.__version__}",
-            "end it and start it again; its disks go on. Then `swaptide disk restart` each",
+            "end it and start it again; its disks go on",
         )
         return
     yield ok("daemon", f"pid {look['pid']}, version {version}, {sizes.count(look['disks'], 'disk')}")
@@ -126,6 +126,28 @@ def disk_state(sight: Sight, disk: Report) -> Iterator[Finding]:
         yield warn(name, f"its process died {disk['restarts']} times", f"see its log {log}")
 
 
+def disk_process(sight: Sight, disk: Report) -> Iterator[Finding]:
+    """Whether its process, which an upgrade leaves alone, is of this version and can do the host no harm."""
+    if disk["pid"] is None:
+        return
+    name, version = f"process of {disk['name']}", disk.get("version") or "an older one"
+    if version != swaptide.__version__:
+        yield warn(
+            name,
+            f"pid {disk['pid']} is version {version}, this is {swaptide.__version__}",
+            f"swaptide disk restart {disk['name']}; its guest only waits for a moment",
+        )
+    if disk["user"] == "root" and sight.config.user is None:
+        yield warn(
+            name,
+            f"pid {disk['pid']} is root's: whoever takes it over has the host",
+            "the daemon's log says why no other user can serve it: mend that, start the daemon again,"
+            f" then swaptide disk restart {disk['name']}",
+        )
+    elif version == swaptide.__version__:
+        yield ok(name, f"version {version}, user {disk['user']}")
+
+
 def disk_socket(sight: Sight, disk: Report) -> Iterator[Finding]:
     """Who may connect."""
     name, path = f"socket of {disk['name']}", pathlib.Path(disk["socket"])
@@ -218,6 +240,7 @@ def reachable(sight: Sight) -> Iterator[Finding]:
 ALL: Final[tuple[Callable[[Sight], Iterator[Finding]], ...]] = (reachable, daemon, metrics, promises)
 DISK: Final[tuple[Callable[[Sight, Report], Iterator[Finding]], ...]] = (
     disk_state,
+    disk_process,
     disk_socket,
     disk_spill,
     disk_memory,

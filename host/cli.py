@@ -1,29 +1,32 @@
 """The `swaptide` command.  Imports what a call needs only when it is made, to be quick on the prompt.
 
-Errors are one line on stderr: exit status 1, or 2 for a command line that makes no sense.
+Errors are one line on stderr, and an exit status of host.ending.
 """
 
-import os
 import pathlib
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
 
 import click
 
+from swaptide.cache import errors
 from swaptide.cache.errors import SwaptideError, UsageError
 from swaptide.host import (
     cli_disk,
     cli_doctor,
     cli_guest,
+    cli_migrate,
     cli_plan,
     cli_reserve,
     cli_simulate,
     cli_top,
     common,
+    ending,
+    usage,
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=usage.UNITS)
 @click.version_option(package_name="swaptide", message="%(prog)s %(version)s")
 def cli() -> None:
     """Swap disks for KVM guests that live in host RAM and ebb to disk when the host needs it back."""
@@ -38,11 +41,15 @@ cli.add_command(cli_reserve.reserve)
 cli.add_command(cli_top.top)
 cli.add_command(cli_doctor.doctor)
 cli.add_command(cli_plan.plan)
+cli.add_command(cli_migrate.migrate)
+cli.add_command(cli_migrate.receive)
+cli_disk.disk.add_command(cli_migrate.save)
+cli_disk.disk.add_command(cli_migrate.load)
 
 
 @cli.command()
 @common.run_dir_option
-@click.option("--config", "file", type=click.Path(path_type=pathlib.Path), help="TOML configuration.")
+@common.config_option("TOML configuration, as swaptide.toml(5) has it [default: none].")
 @click.option(
     "--metrics",
     metavar="ADDR:PORT|off",
@@ -80,19 +87,23 @@ def serve(
     except (SwaptideError, OSError) as error:
         if not logs.is_for_programs(chosen.log_format):
             raise
-        logs.ended_by(_one_line(error))
-        sys.exit(1)
+        logs.ended_by(ending.one_line(error))
+        sys.exit(ending.Status.FAILED)
+    except Exception:
+        logs.log.exception("daemon ended by a fault")
+        raise
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["qemu", "libvirt", "libvirt-args"]),
+    type=click.Choice(["qemu", "libvirt", "libvirt-args", "proxmox"]),
     default="qemu",
     show_default=True,
-    help="Options for QEMU, a <disk> for libvirt 9.2 or later, or a <qemu:commandline> for any libvirt.",
+    help="Options for QEMU, a <disk> for libvirt 9.2 or later, a <qemu:commandline> for any libvirt, or what"
+    " `qm set ID --args` of Proxmox VE takes.",
 )
 @click.option(
     "--lasting",
@@ -112,7 +123,12 @@ def snippet(run_dir: pathlib.Path | None, name: str, form: str, lasting: bool) -
     report = common.call(run_dir, protocol.Show(name))
     if report["id"] is None:
         raise UsageError(f"disk {name} has not started yet; look with `swaptide disk show {name}`")
-    write = {"qemu": lines.qemu, "libvirt": lines.libvirt, "libvirt-args": lines.libvirt_args}[form]
+    write = {
+        "qemu": lines.qemu,
+        "libvirt": lines.libvirt,
+        "libvirt-args": lines.libvirt_args,
+        "proxmox": lines.proxmox,
+    }[form]
     click.echo(write(None if lasting else report["id"], report["socket"]), nl=False)
 
 
@@ -124,43 +140,39 @@ def plugin_path() -> None:
     click.echo(paths.plugin())
 
 
-def main() -> NoReturn:
-    """Run the command and exit with its status."""
+usage.put_into(cli)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command with these words, and return its exit status; raises what nobody foresaw."""
     try:
-        for word in sys.argv[1:]:
+        for word in words:
             if not common.is_utf8(word):
                 raise click.UsageError(f"argument {word!r} is not UTF-8")
-        status = cli.main(prog_name="swaptide", standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        status = cli.main(list(words), prog_name="swaptide", standalone_mode=False)
+        return status if isinstance(status, int) else ending.Status.DONE
     except click.UsageError as error:
-        _end_of_usage(error)
-    except (SwaptideError, OSError, click.ClickException) as error:
-        click.echo(f"swaptide: {_one_line(error)}", err=True)
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(common.INTERRUPTED)
+        return _told_usage(error)
+    except (SwaptideError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"swaptide: {errors.plain(message)}", err=True)
+        return ending.Status.FAILED
+    except click.Abort:
+        return ending.Status.INTERRUPTED
 
 
-def _end_of_usage(error: click.UsageError) -> NoReturn:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+def _told_usage(error: click.UsageError) -> int:
+    # Older versions of click print the help by themselves.
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()
     else:
         where = error.ctx.command_path if error.ctx is not None else "swaptide"
-        message = " ".join(error.format_message().split()).rstrip(".")
+        message = errors.plain(error.format_message()).rstrip(".")
         click.echo(f"swaptide: {message}; see `{where} --help`", err=True)
-    sys.exit(2)
+    return ending.Status.USAGE
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, click.ClickException):
-        text = error.format_message()
-    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
-        names = (error.filename, error.filename2)
-        text = f"{' -> '.join(os.fsdecode(name) for name in names if name is not None)}: {error.strerror}"
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())
-
+main = ending.main
 
 if __name__ == "__main__":
     main()

@@ -67,17 +67,20 @@ def disk() -> None:
 @disk.command()
 @click.argument("name")
 @common.size_option("--size", required=True, help="Size of the disk, such as 4G.")
-@common.size_option("--ram", required=True, help="The most host RAM it may use (the cap).")
+@common.size_option("--ram", required=True, help="The most host RAM it may use (the cap), such as 1G.")
 @common.size_option("--floor", help="RAM it keeps under pressure [default: the least it needs].")
 @click.option(
     "--spill",
     callback=_spill,
+    shell_complete=common.offer_files,
     metavar="PATH|URI[,PATH|URI]",
     help="File, block device or NBD export (nbd://host/export) that its cold data goes to; a second one"
     " is used when the first is full or fails: `/spill/g1,size=20G,nbd://host/export`.",
 )
 @_spill_timeout_option
-@click.option("--weight", type=_WEIGHT, default=100, show_default=True, help="Share when disks compete.")
+@click.option(
+    "--weight", type=_WEIGHT, metavar="N", default=100, show_default=True, help="Share when disks compete."
+)
 @click.option("--compress", type=_COMPRESS, default="lz4", show_default=True, help=_COMPRESS_HELP)
 @_clean_ahead_option(default=25, show_default=True)
 @click.option(
@@ -130,7 +133,7 @@ def list_disks(run_dir: pathlib.Path | None, as_json: bool) -> None:
 
 
 @disk.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @common.json_option
 @common.run_dir_option
 def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
@@ -145,10 +148,10 @@ def show(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 
 
 @disk.command("set")
-@click.argument("name")
-@common.size_option("--ram", help="The most host RAM it may use (the cap).")
+@click.argument("name", shell_complete=common.offer_disks)
+@common.size_option("--ram", help="The most host RAM it may use (the cap), such as 1G.")
 @common.size_option("--floor", help="RAM it keeps under pressure.")
-@click.option("--weight", type=_WEIGHT, help="Share when disks compete for RAM.")
+@click.option("--weight", type=_WEIGHT, metavar="N", help="Share when disks compete for RAM.")
 @click.option("--compress", type=_COMPRESS, help=_COMPRESS_HELP)
 @_clean_ahead_option()
 @_spill_timeout_option
@@ -185,7 +188,7 @@ def change(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any)
 
 
 @disk.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @click.option("--force", is_flag=True, help="Even if a client is connected.")
 @common.json_option
 @common.run_dir_option
@@ -203,7 +206,7 @@ def clear(run_dir: pathlib.Path | None, name: str, force: bool, as_json: bool) -
 
 
 @disk.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @common.json_option
 @common.run_dir_option
 def restart(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
@@ -221,7 +224,7 @@ def restart(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 
 
 @disk.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @common.json_option
 @common.run_dir_option
 def freeze(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
@@ -243,7 +246,7 @@ def freeze(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 
 
 @disk.command()
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @common.json_option
 @common.run_dir_option
 def thaw(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
@@ -259,7 +262,7 @@ def thaw(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 
 
 @disk.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_disks)
 @click.option("--force", is_flag=True, help="Even if a client is connected.")
 @common.json_option
 @common.run_dir_option

@@ -15,13 +15,8 @@ _COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 @click.command()
-@click.argument("disk", required=False)
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=pathlib.Path),
-    help="The configuration that the daemon has, or is to have.",
-)
+@click.argument("disk", required=False, shell_complete=common.offer_disks)
+@common.config_option("The daemon's configuration, as it has it or is to have it.")
 @common.json_option
 @common.run_dir_option
 def doctor(run_dir: pathlib.Path | None, file: pathlib.Path | None, disk: str | None, as_json: bool) -> None:

@@ -21,14 +21,19 @@ def _socket(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 
 def _qmp_option(**more: Any) -> Callable[[Any], Any]:
-    return click.option("--qmp", callback=_socket, metavar="SOCKET", **more)
+    return click.option(
+        "--qmp", callback=_socket, shell_complete=common.offer_files, metavar="SOCKET", **more
+    )
 
 
 def _which_guest(function: Any) -> Any:
     """The options that say which guest is meant."""
-    function = click.option("--guest", metavar="NAME", help="The guest, by the name it is registered with.")(
-        function
-    )
+    function = click.option(
+        "--guest",
+        shell_complete=common.offer_guests,
+        metavar="NAME",
+        help="The guest, by the name it is registered with.",
+    )(function)
     return _qmp_option(help="The guest, by its QMP socket.")(function)
 
 
@@ -53,7 +58,12 @@ def guest() -> None:
 @common.size_option("--min", help="The least memory that its balloon may leave it.")
 @common.size_option("--max", help="The most memory that it gets; without both its balloon is never moved.")
 @click.option(
-    "--disk", "disks", multiple=True, metavar="DISK", help="A disk that it swaps on; may be repeated."
+    "--disk",
+    "disks",
+    multiple=True,
+    shell_complete=common.offer_disks,
+    metavar="DISK",
+    help="A disk that it swaps on; may be repeated.",
 )
 @click.option("--clear-on-reset", is_flag=True, help="Empty its disks when it is reset.")
 @common.json_option
@@ -93,7 +103,7 @@ def list_guests(run_dir: pathlib.Path | None, as_json: bool) -> None:
 
 
 @guest.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=common.offer_guests)
 @common.json_option
 @common.run_dir_option
 def remove(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
@@ -113,7 +123,7 @@ def remove(run_dir: pathlib.Path | None, name: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="DISK")
+@click.argument("name", shell_complete=common.offer_disks, metavar="DISK")
 @_which_guest
 @click.option(
     "--bus", metavar="ID", help="The PCI bus to plug it into [default: a free PCI Express root port]."
@@ -136,7 +146,7 @@ def attach(run_dir: pathlib.Path | None, name: str, as_json: bool, **given: Any)
 
 
 @click.command()
-@click.argument("name", metavar="DISK")
+@click.argument("name", shell_complete=common.offer_disks, metavar="DISK")
 @_which_guest
 @_deadline("30s")
 @click.option(

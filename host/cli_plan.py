@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--guests", type=click.IntRange(1, 10000), help="How many guests are to come [default: 1].")
+@click.option(
+    "--guests", type=click.IntRange(1, 10000), metavar="N", help="How many guests are to come [default: 1]."
+)
 @common.size_option("--guest-memory", help="What each of them has [default: 4G].")
 @common.size_option("--swap", help="The size of each one's disk [default: as much as its memory].")
 @common.size_option("--host-memory", help="For another host than this one, which is not looked at then.")
@@ -29,14 +31,11 @@ if TYPE_CHECKING:
 @common.size_option(
     "--disk-speed", help="What the spill disk takes in a second [default: as measured, else 500M]."
 )
-@click.option("--cores", type=click.IntRange(1, 4096), help="That may pack [default: those of this host].")
-@common.size_option("--free", help="Say what happens when so much has to be given back.")
 @click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=pathlib.Path),
-    help="The configuration that the daemon has, or is to have.",
+    "--cores", type=click.IntRange(1, 4096), metavar="N", help="That may pack [default: those of this host]."
 )
+@common.size_option("--free", help="Say what happens when so much has to be given back.")
+@common.config_option("The daemon's configuration, as it has it or is to have it.")
 @common.json_option
 @common.run_dir_option
 def plan(run_dir: pathlib.Path | None, file: pathlib.Path | None, as_json: bool, **given: Any) -> None:

@@ -31,7 +31,13 @@ from swaptide.host import common
     help="How long it is kept free for whoever is to use it.",
 )
 @click.option("--list", "listing", is_flag=True, help="List what is reserved.")
-@click.option("--release", "released", metavar="ID", help="Give a reservation back.")
+@click.option(
+    "--release",
+    "released",
+    shell_complete=common.offer_reservations,
+    metavar="ID",
+    help="Give a reservation back.",
+)
 @common.json_option
 @common.run_dir_option
 @click.pass_context
@@ -55,11 +61,8 @@ def reserve(
     if size_bytes is not None:
         _reserve(run_dir, as_json, size_bytes, times)
         return
-    given = [
-        name for name in times if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"--{given[0].removesuffix('_seconds')} goes with SIZE")
+    if idle := common.given(ctx, *times):
+        raise click.UsageError(f"{idle} goes with SIZE")
     if released is None:
         _list(run_dir, as_json)
     else:

@@ -1,12 +1,14 @@
 """`swaptide simulate`: replays a trace of samples against the control law."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from swaptide.cache.errors import SetupError, UsageError
-from swaptide.host import common
+from swaptide.host import common, ending
 
 # The scenes of balloon.scenes, named here so that help needs no import.
 _SCENES = click.Choice(["hot-and-cold", "eater", "two-guests"])
@@ -37,11 +39,26 @@ def _picture(ctx: click.Context, param: click.Parameter, value: str | None) -> p
 
 
 @click.command()
-@click.argument("trace", callback=common.absolute, metavar="TRACE")
+@click.argument("trace", callback=common.absolute, shell_complete=common.offer_files, metavar="TRACE")
 @click.option("--make", "scene", type=_SCENES, help="Write a made-up trace to TRACE, and end.")
-@click.option("--seed", type=click.IntRange(0, 1 << 32), help="Of the made-up trace [default: 1].")
-@click.option("--plot", callback=_picture, metavar="FILE", help="Draw what came of it: FILE.svg or FILE.png.")
-@click.option("--every", callback=common.duration, default="10s", show_default=True, metavar="TIME")
+@click.option(
+    "--seed", type=click.IntRange(0, 1 << 32), metavar="N", help="Of the made-up trace [default: 1]."
+)
+@click.option(
+    "--plot",
+    callback=_picture,
+    shell_complete=common.offer_files,
+    metavar="FILE",
+    help="Draw what came of it: FILE.svg or FILE.png.",
+)
+@click.option(
+    "--every",
+    callback=common.duration,
+    default="10s",
+    show_default=True,
+    metavar="TIME",
+    help="One line printed for so much of it.",
+)
 @common.size_option("--reserve", help="What stays free in every room [default: as recorded].")
 @common.size_option(
     "--speed", default="1G", show_default=True, help="How much a cache gives back per second."
@@ -55,18 +72,42 @@ def _picture(ctx: click.Context, param: click.Parameter, value: str | None) -> p
     help="Another constant of the control law, in bytes, seconds or as a share; may be repeated.",
 )
 @common.json_option
-def simulate(trace: pathlib.Path, scene: str | None, seed: int | None, as_json: bool, **given: Any) -> None:
+@click.pass_context
+def simulate(
+    ctx: click.Context,
+    /,
+    trace: pathlib.Path,
+    scene: str | None,
+    seed: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Replay a trace of a host's memory, faster than time.
 
     TRACE has one sample a line, as `trace = FILE` in the daemon's configuration records them.  The caches
     follow the control law's targets instead of the recorded ones; the lines printed say what came of it.
     """
     if scene is not None:
-        _make(trace, scene, 1 if seed is None else seed)
+        if idle := common.given(ctx, *given, "as_json"):
+            raise click.UsageError(f"--make takes no {idle}, which is for replaying")
+        with _naming_another():
+            _make(trace, scene, 1 if seed is None else seed)
     elif seed is not None:
         raise click.UsageError("--seed is for --make")
     else:
-        _replay(trace, as_json, **given)
+        with _naming_another():
+            _replay(trace, as_json, **given)
+
+
+@contextlib.contextmanager
+def _naming_another() -> Iterator[None]:
+    """What the system says of a file, with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise SetupError(f"{ending.one_line(error)}; name another file") from error
 
 
 def _make(path: pathlib.Path, scene: str, seed: int) -> None:

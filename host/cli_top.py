@@ -1,7 +1,6 @@
 """`swaptide top`: what the host's swap disks are doing, live."""
 
 import contextlib
-import os
 import pathlib
 import select
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swaptide.cache.errors import SwaptideError, UsageError
-from swaptide.host import common
+from swaptide.host import common, ending
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +40,7 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[DISK]...")
+@click.argument("names", nargs=-1, shell_complete=common.offer_disks, metavar="[DISK]...")
 @click.option("--once", is_flag=True, help="Look for one interval, print what there is, and end.")
 @click.option(
     "--interval",
@@ -50,7 +49,13 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="TIME",
     help="Between two looks, such as 500ms [default: 1s].",
 )
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="name", show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(list(_SORTS)),
+    default="name",
+    show_default=True,
+    help="By name, or the most (misses: the worst share of hits) first.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each look.")
 @common.run_dir_option
 def top(
@@ -64,12 +69,7 @@ def top(
     """
     views = _views(run_dir, names, sort)
     if once or as_json or not sys.stdout.isatty():
-        try:
-            _print(views, seconds, once=once, as_json=as_json)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Who reads has had enough, as `head` does; and what is left in the buffer is for nobody.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print(views, seconds, once=once, as_json=as_json)
     else:
         _live(views, seconds)
 
@@ -110,9 +110,9 @@ def _print(views: "Callable[[], looks.View]", seconds: float, *, once: bool, as_
             click.echo(json.dumps(view.as_dict()))
         else:
             _draw_plain(console, view)
-        if once:
-            return
         sys.stdout.flush()
+        if once or not ending.is_read():
+            return
 
 
 def _draw_plain(console: "Console", view: "looks.View") -> None:

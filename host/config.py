@@ -215,11 +215,15 @@ def _read(file: pathlib.Path) -> _File:
     try:
         return msgspec.convert(tomllib.loads(_text_of(file)), _File)
     except OSError as error:
-        raise SetupError(f"configuration {file} cannot be read: {error.strerror}") from error
+        raise SetupError(
+            f"configuration {file} cannot be read: {error.strerror}; give another --config"
+        ) from error
     except msgspec.ValidationError as error:
         raise UsageError(f"configuration {file}: {error}; the keys are {known}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or far too long a number
-        raise UsageError(f"configuration {file} is not TOML: {error}") from error
+        raise UsageError(
+            f"configuration {file} is not TOML: {error}; mend it, or give another --config"
+        ) from error
 
 
 def _text_of(file: pathlib.Path) -> str:

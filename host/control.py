@@ -10,13 +10,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 
+import swaptide
 from swaptide.cache.errors import SwaptideError
-from swaptide.host import disks, guests, listener, overview, protocol, steering
+from swaptide.host import disks, guests, listener, migrate, overview, protocol, steering
 from swaptide.host.config import Config
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Control:
         self._disks = served
         self._guests = watched
         self._balloon = balloon
+        self._moves = migrate.Migrations(served, watched)
         self._calls: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -63,38 +65,48 @@ class Control:
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
+        undo: list[Callable[[], None]] = []  # what was done, should nobody hear of it
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 line = await reader.readline()
-            _send(writer, _refusal(writer) or await self._reply(line, reader, writer))
+            reply: protocol.Reply | None = _refusal(writer)
+            if reply is None:
+                async with _telling_that_we_live(writer):
+                    reply = await self._reply(line, reader, writer, undo)
+            _send(writer, reply)
             await writer.drain()
+            if undo and await _is_heard(reader):
+                undo.clear()
         except (TimeoutError, OSError, ValueError):
             log.debug("client left")
         finally:
+            for step in undo:
+                step()
             self._calls.discard(task)
             writer.close()
 
     async def _reply(
-        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        line: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        undo: list[Callable[[], None]],
     ) -> protocol.Reply:
+        """The answer; `undo` gets how to undo what was done, if it can be."""
         try:
-            return protocol.Result(await self._call(_decoder.decode(line), reader, writer))
+            return protocol.Result(await self._call(_decoder.decode(line), reader, writer, undo))
         except ConnectionAbortedError:
             raise
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return protocol.Failure("usage", f"request not understood: {error}")
-        except SwaptideError as error:
-            return protocol.failure_of(error)
-        except OSError as error:
-            log.exception("call failed")
-            return protocol.Failure("setup", f"{error.filename or 'the daemon'}: {error.strerror or error}")
         except Exception as error:
-            log.exception("call failed")
-            return protocol.Failure("error", f"internal error {error!r}; see the daemon's log")
+            return _failure_of(error)
 
     async def _call(
-        self, request: protocol.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> object:
+        self,
+        request: protocol.Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        undo: list[Callable[[], None]],
+    ) -> Any:
         def tell(step: dict[str, Any]) -> None:
             _send(writer, protocol.Progress(step))
 
@@ -117,8 +129,26 @@ class Control:
                 return await self._disks.freeze(name, True)
             case protocol.Thaw(name):
                 return await self._disks.freeze(name, False)
+            case protocol.Migrate():
+                return await _while_there(reader, self._moves.send(request, tell))
+            case protocol.TakeBack(name):
+                return await self._moves.take_back(name)
+            case protocol.Receive():
+                return await _while_there(reader, self._moves.receive(request, tell))
+            case protocol.Accept(name):
+                return await self._moves.accept(name)
+            case protocol.Save():
+                return await _while_there(reader, self._moves.save(request, tell))
+            case protocol.Load():
+                return await _while_there(reader, self._moves.load(request, tell))
             case protocol.Look():
                 return await overview.take(self._disks, self._guests, self._balloon)
+            case protocol.Names():
+                return {
+                    "disks": sorted(keeper.definition.name for keeper in self._disks.keepers()),
+                    "guests": self._guests.names(),
+                    "reservations": self._balloon.reserved(),
+                }
             case protocol.GuestAdd():
                 return await self._guests.add(request)
             case protocol.GuestList():
@@ -130,37 +160,55 @@ class Control:
             case protocol.Detach():
                 return await self._guests.detach(request, tell)
             case protocol.Reserve():
-                return await _while_there(
-                    reader, self._balloon.reserve(request, tell), self._balloon.give_back
-                )
+                return await _while_there(reader, self._reserve(request, tell, undo))
             case protocol.Reservations():
                 return self._balloon.reservations()
             case protocol.Release(id):
                 return self._balloon.release(id)
 
+    async def _reserve(
+        self, request: protocol.Reserve, tell: migrate.Tell, undo: list[Callable[[], None]]
+    ) -> dict[str, Any]:
+        standing = await self._balloon.reserve(request, tell)
+        undo.append(lambda: self._balloon.give_back(standing))
+        return standing
 
-async def _while_there(
-    reader: asyncio.StreamReader, work: Coroutine[Any, Any, T], undo: Callable[[T], None] = lambda done: None
-) -> T:
-    """Do `work`, but cancel it and wait for its end once the client has left; ConnectionAbortedError then.
 
-    `undo` is for work that was done just before, of which nobody heard.
-    """
+def _failure_of(error: Exception) -> protocol.Failure:
+    match error:
+        case msgspec.MsgspecError() | UnicodeDecodeError():
+            return protocol.Failure(
+                "usage",
+                f"request not understood by the daemon, which is version {swaptide.__version__}: {error};"
+                " use the command of that version, or end the daemon and start this one's",
+            )
+        case SwaptideError():
+            return protocol.failure_of(error)
+    log.error("call failed", exc_info=error)
+    if isinstance(error, OSError):
+        return protocol.Failure("setup", f"{error.filename or 'the daemon'}: {error.strerror or error}")
+    return protocol.Failure("error", f"internal error {error!r}; see the daemon's log")
+
+
+async def _is_heard(reader: asyncio.StreamReader) -> bool:
+    """Whether the client got its answer, rather than left before it came."""
+    async with asyncio.timeout(_REQUEST_SECONDS):
+        return bool(await reader.read(1))
+
+
+async def _while_there(reader: asyncio.StreamReader, work: Coroutine[Any, Any, T]) -> T:
+    """Do `work`, but cancel it and wait for its end once the client has left; ConnectionAbortedError then."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(reader))
-    heard = False
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        heard = not left.done()
+        done, _ = await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         left.cancel()
-        if not task.done():
-            task.cancel()
+        task.cancel()
         await asyncio.wait({task})
-        if not heard and not task.cancelled() and task.exception() is None:
-            undo(task.result())
-    if not heard:
-        raise ConnectionAbortedError("the client left")
+        trouble = None if task.cancelled() else task.exception()
+    if left in done:
+        raise ConnectionAbortedError("the client left") from trouble
     return task.result()
 
 
@@ -168,6 +216,22 @@ async def _until_left(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError):
         while await reader.read(4096):
             pass
+
+
+@contextlib.asynccontextmanager
+async def _telling_that_we_live(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Let the client of a long call see that nobody hangs."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(protocol.ALIVE_SECONDS)
+            _send(writer, protocol.Alive())
+
+    task = asyncio.ensure_future(tell())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 def _refusal(writer: asyncio.StreamWriter) -> protocol.Failure | None:

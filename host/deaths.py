@@ -8,6 +8,8 @@ from typing import Final
 # So many deaths within the window are a disk that keeps dying, until one process has outlived the window.
 TOO_MANY: Final = 3
 WINDOW_SECONDS: Final = 60.0
+_LEAST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
 
 
 class Deaths:
@@ -36,3 +38,8 @@ class Deaths:
     def __str__(self) -> str:
         """What is said of an unstable disk."""
         return f"nbdkit died {len(self._recent)} times within {WINDOW_SECONDS:.0f} s"
+
+
+def pause_seconds(failures: int) -> float:
+    """How long to wait before the next attempt after so many that came to nothing."""
+    return min(_LEAST_PAUSE_SECONDS * 2.0 ** min(failures, 10), _LONGEST_PAUSE_SECONDS)

@@ -11,7 +11,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -31,6 +31,20 @@ LEAST_SPILL_TIMEOUT_SECONDS = 1.0
 _LABEL_BYTES = 15  # what mkswap leaves of a label: 16 bytes with their NUL
 
 
+class Adoption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A disk that came in together with its store, and is to take this one's place (host/adoption.py).
+
+    `number` names its state file's draft and its key; `spill_path` its stores, and `marks` what they looked
+    like when it was copied.  `kept`: all of it is here; `claimed`: the stores are this disk's; `swapped`: it
+    is this disk, and `spill_path` is what this one had before, which is to be released.
+    """
+
+    stage: Literal["kept", "claimed", "swapped"]
+    number: str
+    spill_path: str
+    marks: tuple[str, ...]
+
+
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as it shall be.  Sizes in bytes; paths absolute.
 
@@ -38,7 +52,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     that may connect, None for the daemon's own; `uid` the user and group that serve this disk and no other,
     None where it has none.  `spill_timeout_seconds` is how long reads wait for an export's server that is
     gone, None for what the configuration says.  `removing` marks one whose removal has begun: a daemon that
-    finds it goes on with that.
+    finds it goes on with that.  `store_given`: its store may be another disk's by now, and is left alone
+    where its state file does not say.
     """
 
     name: str
@@ -58,6 +73,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uid: Annotated[int, msgspec.Meta(gt=0, lt=0xFFFFFFFF)] | None = None
     clean_ahead_percent: int = 25
     spill_timeout_seconds: float | None = None
+    adoption: Adoption | None = None
+    store_given: bool = False
 
 
 def check_name(name: str, what: str = "disk") -> None:

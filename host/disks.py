@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import logging
 import pathlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
 
 from swaptide.balloon import census, stopwatch
-from swaptide.cache import geometry
+from swaptide.cache import face, geometry, layout
 from swaptide.cache.errors import BusyError, SetupError, StateError, UsageError
 from swaptide.host import (
+    adoption,
     config,
     definitions,
     freezer,
@@ -74,6 +75,10 @@ class Disks:
         """The keepers of all disks, by name; also of those that do not serve, or are on their way out."""
         return [self._keepers[name] for name in sorted(self._keepers)]
 
+    def keeper(self, name: str) -> supervisor.Keeper:
+        """The keeper of a disk; raises UsageError if there is none, BusyError if it is on its way out."""
+        return self._available(name)
+
     def members(self) -> list[census.Member]:
         """The disks that take memory, for whoever sets the targets."""
         found = []
@@ -92,11 +97,16 @@ class Disks:
         for definition in self._store.load():
             keeper = self._keeper(definition)
             if definition.removing:
-                removal = asyncio.create_task(self._finish_removal(keeper))
-                self._removals.add(removal)
-                removal.add_done_callback(self._removals.discard)
+                self._in_background(self._finish_removal(keeper))
             else:
                 keeper.start()
+                if definition.adoption is not None:
+                    self._in_background(adoption.finish(keeper))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
 
     async def leave(self) -> None:
         """Let go of all disks; their processes go on serving."""
@@ -172,7 +182,7 @@ class Disks:
             await self._drop_contents(keeper, told)
             if self._keepers.get(request.name) is not keeper or self._busy.get(request.name) != _CLEARING:
                 raise BusyError(f"disk {request.name} was removed while it was being cleared")
-            blank = msgspec.structs.replace(keeper.definition, disk_id=None)
+            blank = msgspec.structs.replace(keeper.definition, disk_id=None, adoption=None, store_given=False)
             await keeper.update(keeper.fresh_paths(blank))
             keeper.start()
             await making.until_started(keeper, told)
@@ -297,11 +307,15 @@ class Disks:
         disk_id = keeper.definition.disk_id
         with contextlib.suppress(StateError, OSError):
             state = keeper.open_face()
-            disk_id = disk_id if state is None else state.identity.disk_id
+            if state is not None:
+                disk_id = state.identity.disk_id
         told.at("ending its process")
         await keeper.stop()
+        # Only now: until its process ended it may have gone with its store.
+        kept_elsewhere = await _remember_given(keeper)
         told.at("giving its RAM back")
         keeper.socket_path.unlink(missing_ok=True)
+        keeper.calls_path.unlink(missing_ok=True)
         state_path = pathlib.Path(keeper.definition.state_path)
         left: list[str | None] = []
         # The key first: without it the rest is noise, whatever becomes of it.
@@ -311,11 +325,16 @@ class Disks:
         left += await keeper.estate.remove_state(keeper.definition)
         await keeper.estate.take_back(keeper.definition)
         # Without an id nothing was ever made: what lies at the spill path is somebody else's.
-        if disk_id is not None:
+        if disk_id is not None and kept_elsewhere:
+            log.warning("store left to whom the disk was handed over name=%s", keeper.definition.name)
+        elif disk_id is not None:
             plain = for_good and not keeper.definition.encrypt
             needed = geometry.of_size(keeper.definition.size_bytes).spill_bytes if plain else 0
             place = keeper.definition.spill_path
             left += await spills.release(place, disk_id, plain_bytes=needed, told=told)
+            # What is not this disk's there is left alone.
+            if (other := keeper.definition.adoption) is not None:
+                await spills.release(other.spill_path, disk_id, plain_bytes=needed, told=told)
         return [each for each in left if each is not None]
 
     @contextlib.contextmanager
@@ -326,3 +345,19 @@ class Disks:
         finally:
             if self._busy.get(name) == what:  # else another call has taken over
                 del self._busy[name]
+
+
+async def _remember_given(keeper: supervisor.Keeper) -> bool:
+    """Whether the store of a disk without a process may be another's.
+
+    Remembered before the state file goes: another daemon may have to go on with the removal.
+    """
+    given = keeper.definition.store_given
+    with (
+        contextlib.suppress(StateError, OSError),
+        face.StateFace(pathlib.Path(keeper.definition.state_path)) as state,
+    ):
+        given = state.gate() in layout.SHUT_GATES
+    if given != keeper.definition.store_given:
+        await keeper.update(msgspec.structs.replace(keeper.definition, store_given=given))
+    return given

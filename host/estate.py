@@ -7,11 +7,14 @@ import contextlib
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 
-from swaptide.cache import detached, face, keys, statefile
+import msgspec
+
+from swaptide.cache import detached, face, keys, places, statefile
 from swaptide.cache.errors import SetupError, StateError
-from swaptide.host import definitions, isolation, keyring, memory, spills
+from swaptide.host import config, definitions, isolation, keyring, memory, spills
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +118,13 @@ class Estate:
             return f"its key is not erased: {error}"
         return None
 
+    async def adopt_key(self, number: str, disk_id: str) -> None:
+        """Have the key that came as `number` be the disk's.  Raises SetupError."""
+        if os.geteuid() == 0 and self.user is not None and self.user.uid != 0:
+            await keyring.rename(number, disk_id, self.user.uid)
+        else:
+            keyring.renamed(number, disk_id)
+
     async def remove_state(self, disk: definitions.Definition) -> list[str]:
         """Remove the state file, what making it left, and the disk's own directory; returns the trouble."""
         state = pathlib.Path(disk.state_path)
@@ -178,3 +188,23 @@ def _user_of_old(state: pathlib.Path) -> isolation.User | None:
     """
     found = state.parent.stat()
     return isolation.numbered(found.st_uid, found.st_gid) if found.st_uid != 0 else None
+
+
+def fresh_paths(
+    definition: definitions.Definition,
+    chosen: config.Config,
+    memory_dir: pathlib.Path,
+    *,
+    apart: bool = False,
+) -> definitions.Definition:
+    """`definition` with paths for a disk that is yet to be made; a spill path that was chosen stays.
+
+    Its state file lies in `memory_dir`, or `apart` in a directory of its own there.
+    The spill file's name is new each time: a process stuck on a dead store may still hold the old one.
+    """
+    spill = definition.spill_path
+    if not definition.spill_chosen:
+        made = chosen.spill_dir / f"{definition.name}-{secrets.token_hex(4)}.spill"
+        spill = places.quote(str(made))
+    state = str(memory.state_path(memory_dir, definition.name, apart=apart))
+    return msgspec.structs.replace(definition, spill_path=spill, state_path=state)

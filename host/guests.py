@@ -82,6 +82,10 @@ class Guests:
         await guest.tried(_CONTACT_SECONDS)
         return self._report(guest)
 
+    def names(self) -> list[str]:
+        """All guests that are registered."""
+        return sorted(self._known)
+
     async def all(self) -> list[dict[str, Any]]:
         """The reports of all guests, by name."""
         return [self._report(guest) for guest in self.watched]
@@ -102,7 +106,7 @@ class Guests:
         """
         disk_id, socket = await self._serving(request.name)
         with self._alone(request.name, disk_id):
-            async with self._monitor(request) as monitor:
+            async with self.monitor(request) as monitor:
                 if await blocks.find(monitor, disk_id) is None:
                     await hotplug.clear_node(monitor, disk_id)
                     await self._wait_free(request.name)
@@ -125,7 +129,7 @@ class Guests:
         if disk_id is None:
             raise UsageError(f"disk {request.name} has not started yet; it is in no guest")
         with self._alone(request.name, disk_id):
-            async with self._monitor(request) as monitor:
+            async with self.monitor(request) as monitor:
                 place = await blocks.find(monitor, disk_id)
                 if place is not None and not request.force:
                     await self._refuse_used(request.name, monitor, place)
@@ -184,7 +188,9 @@ class Guests:
         return {**guest.report(time.time()), **more}
 
     @contextlib.asynccontextmanager
-    async def _monitor(self, request: protocol.Attach | protocol.Detach) -> AsyncIterator[qmp.Monitor]:
+    async def monitor(
+        self, request: protocol.Attach | protocol.Detach | protocol.Migrate
+    ) -> AsyncIterator[qmp.Monitor]:
         """The connection of a registered guest, or one for this call alone."""
         if (request.qmp is None) == (request.guest is None):
             raise UsageError("which guest? give either --qmp SOCKET or --guest NAME")

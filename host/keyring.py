@@ -24,6 +24,11 @@ async def move(disk_id: str, old_uid: int, new_uid: int) -> None:
     await _in_child("move", disk_id, str(old_uid), str(new_uid))
 
 
+async def rename(number: str, disk_id: str, uid: int) -> None:
+    """Have the key that a user keeps as `number` be a disk's.  Raises SetupError if there is neither."""
+    await _in_child("rename", number, disk_id, str(uid))
+
+
 async def erase(disk_id: str, uids: Iterable[int]) -> None:
     """Erase a disk's key in the keyrings of these users; missing is fine.  Raises SetupError."""
     await _in_child("erase", disk_id, *map(str, sorted(uids)))
@@ -49,7 +54,23 @@ async def _in_child(*words: str) -> None:
         raise SetupError(said)
 
 
+def renamed(number: str, disk_id: str) -> None:
+    """As `rename`, for the own user.  May be done again after it was cut off."""
+    try:
+        key = keys.read(number)
+    except SetupError:
+        keys.wipe(keys.find(disk_id))
+        return
+    keys.keep(disk_id, key)
+    keys.wipe(key)
+    keys.erase(number)
+
+
 def _main(what: str, disk_id: str, *uids: str) -> None:
+    if what == "rename":
+        with _as_user(int(uids[1])):
+            renamed(disk_id, uids[0])
+        return
     numbers = [int(uid) for uid in uids]
     if what == "erase":
         for uid in numbers:

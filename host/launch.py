@@ -1,5 +1,9 @@
 """How a disk's nbdkit is called, found again, and what it said when it failed.  No state of its own."""
 
+import asyncio
+import contextlib
+import errno
+import os
 import pathlib
 import shutil
 
@@ -9,6 +13,7 @@ from swaptide.host import config, definitions, isolation, paths, process
 
 _ERROR = "nbdkit: error: "
 _OURS = "swaptide: "
+_POLL_SECONDS = 0.02
 
 
 def command(
@@ -39,6 +44,7 @@ def command(
     if chosen.balloon:
         # A new disk gets nothing beyond its floor before the policy has seen it.
         words.append(f"target={disk.floor_bytes}")
+    words.append(f"calls={paths.calls(chosen.run_dir, disk.name)}")
     words += [f"encrypt={'yes' if disk.encrypt else 'no'}", _state_argument(disk)]
     # Only onto a new disk: on one with contents the first page is the guest's.
     if fresh and disk.swap_label is not None:
@@ -70,6 +76,27 @@ def owner(disk: definitions.Definition) -> process.Process | None:
         return None
 
 
+async def until_serving(
+    disk: definitions.Definition,
+    starting: process.Process,
+    log: pathlib.Path,
+    since: int,
+    user: isolation.User | None,
+) -> None:
+    """Return once it serves; raises SetupError with what it wrote last, after `since`, if it ends before."""
+    path = pathlib.Path(disk.state_path)
+    while not starting.exited.is_set():
+        with contextlib.suppress(FileNotFoundError, StateError), face.StateFace(path) as state:
+            counters = state.counters()
+            if counters["serving"] and counters["owner_pid"] == starting.pid:
+                return
+        await asyncio.sleep(_POLL_SECONDS)
+    said = last_word(log, since)
+    if user is not None and os.strerror(errno.EACCES) in said:
+        said += f" (nbdkit runs as the user {user.name})"
+    raise SetupError(said)
+
+
 def last_word(log: pathlib.Path, since: int) -> str:
     """Why a process ended before it served, in one line: from what it wrote to `log` after `since`."""
     try:
@@ -98,7 +125,9 @@ def _words(line: str) -> str:
 def require(nbdkit: str) -> None:
     """Raises SetupError if nbdkit is not there."""
     if shutil.which(nbdkit) is None:
-        raise SetupError(f"{nbdkit} is missing; install the Debian packages nbdkit and nbdkit-plugin-python")
+        raise SetupError(
+            f"{nbdkit} is missing, or no program; install the Debian packages nbdkit and nbdkit-plugin-python"
+        )
 
 
 def _state_argument(disk: definitions.Definition) -> str:

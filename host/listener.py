@@ -56,7 +56,9 @@ def bind(path: pathlib.Path, owner_uid: int | None = None) -> socket.socket:
     except OSError as error:
         bound.close()
         fresh.unlink(missing_ok=True)
-        raise SetupError(f"socket {path} cannot be made: {error.strerror or error}") from error
+        raise SetupError(
+            f"socket {path} cannot be made: {error.strerror or error}; choose another --run-dir"
+        ) from error
     finally:
         os.umask(before)
     return bound

@@ -14,6 +14,7 @@ from swaptide.cache.errors import BusyError, StateError, UsageError
 from swaptide.host import (
     config,
     definitions,
+    estate,
     isolation,
     listener,
     memory,
@@ -39,7 +40,7 @@ def define(
     if request.socket_owner is not None:
         _check_socket_owner(request.socket_owner)
     checked = limits.check(request.size_bytes, request.ram_bytes, request.floor_bytes)
-    definition = supervisor.fresh_paths(
+    definition = estate.fresh_paths(
         definitions.Definition(
             name=request.name,
             size_bytes=request.size_bytes,

@@ -74,7 +74,10 @@ def make_own(directory: pathlib.Path, user: isolation.User) -> None:
         os.chown(directory, user.uid, user.gid, follow_symlinks=False)
         directory.chmod(0o700)  # whatever another user before made of it
     except OSError as error:
-        raise SetupError(f"memory directory {directory} cannot be made: {error.strerror}") from error
+        raise SetupError(
+            f"memory directory {directory} cannot be made: {error.strerror};"
+            " make room there, or set memory_dir in the configuration"
+        ) from error
 
 
 def _prepare(chosen: config.Config) -> Memory:
@@ -167,7 +170,10 @@ def _own(directory: pathlib.Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
     except OSError as error:
-        raise SetupError(f"memory directory {directory} cannot be made: {error.strerror}") from error
+        raise SetupError(
+            f"memory directory {directory} cannot be made: {error.strerror};"
+            " make room there, or set memory_dir in the configuration"
+        ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o066:
         raise SetupError(f"memory directory {directory} is not ours alone; remove it, or chmod it 0700")
 
@@ -175,7 +181,13 @@ def _own(directory: pathlib.Path) -> None:
 def _mount(directory: pathlib.Path) -> bool:
     if os.geteuid() != 0:
         return False
-    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"directory {directory} cannot be made: {error.strerror};"
+            " make room there, or choose another --run-dir"
+        ) from error
     why = ""
     for options in _OPTIONS:
         try:

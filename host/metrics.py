@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from swaptide.balloon import pressure, rooms, stopwatch
-from swaptide.cache import face, metrics
+from swaptide.cache import face, layout, metrics
 from swaptide.cache.errors import StateError
 from swaptide.cache.metrics import Metric, Sheet
 from swaptide.host import steering, supervisor
@@ -27,6 +27,7 @@ DISK_STATES: Final = (
     "unstable",
     "failed",
     "stopped",
+    *layout.GATES[1:],
 )
 GUEST_STATES: Final = ("running", "stopped", "unreachable")
 REASONS: Final = ("steady", "grow", "shrink", "rebalance", "pressure", "reserve", "floors")
@@ -231,6 +232,8 @@ def _put_disk(sheet: Sheet, disk: DiskNow) -> None:
             counters = metrics.put_disk(sheet, disk.name, file)
             if state == RUNNING:
                 state = "frozen" if file.is_frozen() else "degraded" if counters["degraded"] else RUNNING
+                if (gate := file.gate()) != "open":
+                    state = gate
     except FileNotFoundError:
         readable = False  # not made yet, or removed just now
     except (StateError, OSError):

@@ -6,6 +6,7 @@ import pathlib
 import string
 
 import swaptide
+from swaptide.cache.errors import SetupError
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 _LONGEST_KEY = 180  # leaves room for a prefix within the 255 bytes of a file name
@@ -21,11 +22,18 @@ def default_run_dir() -> pathlib.Path:
 
 
 def default_state_dir() -> pathlib.Path:
-    """/var/lib/swaptide for root, else where XDG puts state."""
+    """/var/lib/swaptide for root, else where XDG puts state; raises SetupError for a user without home."""
     if os.geteuid() == 0:
         return pathlib.Path("/var/lib/swaptide")
     base = os.environ.get("XDG_STATE_HOME")
-    return pathlib.Path(base, "swaptide") if base else pathlib.Path.home() / ".local/state/swaptide"
+    if base:
+        return pathlib.Path(base, "swaptide")
+    try:
+        return pathlib.Path.home() / ".local/state/swaptide"
+    except RuntimeError as error:
+        raise SetupError(
+            f"user {os.geteuid()} has no home; set HOME, or state_dir in the configuration"
+        ) from error
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -53,6 +61,11 @@ def escape(path: pathlib.Path) -> str:
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return f"{key[:_LONGEST_KEY]}-{digest}"
+
+
+def calls(run_dir: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a disk's process finds the daemon that has called it (host/jobs.py)."""
+    return run_dir / f"{name}.call"
 
 
 def plugin() -> pathlib.Path:

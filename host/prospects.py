@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from swaptide.balloon import plan as plans
-from swaptide.cache import geometry, rates
+from swaptide.cache import geometry, layout, rates
 from swaptide.cache.errors import SetupError, UsageError
 from swaptide.host import config, protocol, sight, sizes
 
@@ -212,7 +212,7 @@ def _cache(report: dict[str, object]) -> plans.Cache:
         droppable_bytes=numbers["droppable_bytes"],
         packable_bytes=numbers["packable_bytes"],
         weight=numbers["weight"],
-        degraded=bool(report["degraded"]),
+        stuck=not layout.can_spill(numbers),
     )
 
 

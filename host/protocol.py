@@ -1,7 +1,7 @@
 """What the command and the daemon say to each other: JSON lines on the control socket.
 
-The client sends one request; the daemon answers with any number of Progress lines and then one Result
-or one Failure.  Sizes are in bytes.  Pure data.
+The client sends one request; the daemon answers with any number of Progress and Alive lines and then one
+Result or one Failure.  To a Result the client answers HEARD.  Sizes are in bytes.  Pure data.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +12,12 @@ from swaptide.balloon import limits
 from swaptide.cache import errors
 from swaptide.host import durations
 
+HEARD = b"\n"
 LINE_LIMIT_BYTES = 4 << 20
+REPLY_LIMIT_BYTES = 64 << 20
+# A daemon that has a call says so this often; one that was silent for so long hangs.
+ALIVE_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
 Compress = Literal["lz4", "zstd", "lz4+zstd", "none"]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 TimeoutSeconds = Annotated[float, msgspec.Meta(gt=0, le=durations.MAX_SECONDS)]
@@ -104,8 +109,69 @@ class Thaw(_Message, tag="disk-thaw"):
     name: str
 
 
+class Migrate(_Message, tag="migrate"):
+    """Send a disk to the `receive` of another host, and hand it over; the result is what that took.
+
+    With `uri` QEMU is told to migrate there, by the monitor `qmp` or the guest `guest`; else the disk is
+    handed over when its last client leaves.  `bandwidth_bytes` is how much may be sent in a second.  With
+    `hand_over_store` nothing of its store is sent, and the disk is removed here at the end.  Streams how far
+    it is.  Ends, and is undone, when its client leaves.
+    """
+
+    name: str
+    to: str
+    uri: str | None = None
+    qmp: str | None = None
+    guest: str | None = None
+    tls_certificates: str | None = None
+    insecure: bool = False
+    bandwidth_bytes: Limit | None = None
+    hand_over_store: bool = False
+    remove: bool = False
+
+
+class TakeBack(_Message, tag="migrate-take-back"):
+    """Serve a disk that was given away and not taken; the result is its name and gate."""
+
+    name: str
+
+
+class Receive(_Message, tag="receive"):
+    """Take a disk in at an address; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    listen: str
+    tls_certificates: str | None = None
+    insecure: bool = False
+
+
+class Accept(_Message, tag="receive-accept"):
+    """Serve a disk that arrived and was not given; the result is its name and gate."""
+
+    name: str
+
+
+class Save(_Message, tag="disk-save"):
+    """Write a disk into a file; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    file: str
+    force: bool = False
+
+
+class Load(_Message, tag="disk-load"):
+    """Fill an empty disk from a file; streams how far it is.  Ends when its client leaves."""
+
+    name: str
+    file: str
+
+
 class Look(_Message, tag="look"):
     """The result is host.overview's: all disks with their latency counts, all guests, the host."""
+
+
+class Names(_Message, tag="names"):
+    """The result is what there is, by name: `disks`, `guests`, `reservations`.  Quick, for shells."""
 
 
 class GuestAdd(_Message, tag="guest-add"):
@@ -184,7 +250,14 @@ Request = (
     | Remove
     | Freeze
     | Thaw
+    | Migrate
+    | TakeBack
+    | Receive
+    | Accept
+    | Save
+    | Load
     | Look
+    | Names
     | GuestAdd
     | GuestList
     | GuestRemove
@@ -202,6 +275,10 @@ class Progress(_Message, tag="progress"):
     value: dict[str, Any]
 
 
+class Alive(_Message, tag="alive"):
+    """The daemon has not forgotten the call; there is nothing new."""
+
+
 class Result(_Message, tag="result"):
     """The end of a call that worked."""
 
@@ -215,7 +292,7 @@ class Failure(_Message, tag="failure"):
     message: str
 
 
-Reply = Progress | Result | Failure
+Reply = Progress | Alive | Result | Failure
 
 _KINDS: dict[str, type[errors.SwaptideError]] = {
     "usage": errors.UsageError,
@@ -229,7 +306,7 @@ _KINDS: dict[str, type[errors.SwaptideError]] = {
 def failure_of(error: errors.SwaptideError) -> Failure:
     """`error` as a line."""
     kind = next(kind for kind, cls in _KINDS.items() if isinstance(error, cls))
-    return Failure(kind, str(error))
+    return Failure(kind, "; ".join((str(error), *getattr(error, "__notes__", ()))))
 
 
 def error_of(failure: Failure) -> errors.SwaptideError:

@@ -66,6 +66,7 @@ def of(keeper: supervisor.Keeper) -> Report:
         "state": keeper.state.value,
         "pid": None if keeper.process is None else keeper.process.pid,
         "user": _user(keeper),
+        "version": None,
         "socket": str(keeper.socket_path),
         "cap_bytes": disk.cap_bytes,
         "target_bytes": disk.cap_bytes,
@@ -73,6 +74,8 @@ def of(keeper: supervisor.Keeper) -> Report:
         "ram_bytes": 0,
         **{word: 0 for word in layout.COUNTERS if word not in _PRIVATE_WORDS},
         "frozen": False,
+        "gate": "open",
+        "origin": None,
         "raw_hits": 0,
         "packing_ratio": None,
         "latency": None,
@@ -93,6 +96,8 @@ def of(keeper: supervisor.Keeper) -> Report:
         state = keeper.open_face()
         if state is not None:
             report.update(_numbers(state))
+            if keeper.process is not None:
+                report["version"] = state.version() or None
             if report["spill_timeout_seconds"] is not None:  # what holds for the process that serves
                 report["spill_timeout_seconds"] = (
                     state.spill_timeout_seconds() or report["spill_timeout_seconds"]
@@ -104,6 +109,8 @@ def of(keeper: supervisor.Keeper) -> Report:
             report["error"] = _trouble(keeper)
         # A store that fails hurts nobody before the thaw.
         report["state"] = "frozen" if report["frozen"] else "degraded" if report["degraded"] else "running"
+        if report["gate"] != "open":  # whatever else it is, clients are not served
+            report["state"] = report["gate"]
     return report
 
 
@@ -143,6 +150,8 @@ def _numbers(state: face.StateFace) -> Report:
         "ram_bytes": state.ram_bytes(),
         **counters,
         "frozen": state.is_frozen(),
+        "gate": state.gate(),
+        "origin": state.origin(),
         "raw_hits": max(0, counters["hits"] - counters["packed_hits"]),
         "packing_ratio": _packing_ratio(counters),
         "latency": {name: _latency(found) for name, found in state.histograms().items()},

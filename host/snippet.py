@@ -1,6 +1,6 @@
 """The lines that attach a disk to a guest, for people and for QMP.  Pure functions.
 
-Both forms name the disk by its id: one that was cleared or made again is refused, never read as zeros.  For
+All forms name the disk by its id: one that was cleared or made again is refused, never read as zeros.  For
 a definition that is to last longer than the host's memory there is no id (None): whatever disk is there.
 """
 
@@ -67,19 +67,18 @@ def qemu(disk_id: str | None, socket_path: str) -> str:
 
 
 def libvirt_args(disk_id: str | None, socket_path: str) -> str:
-    """The same options as a <qemu:commandline> element, which any libvirt passes on.
-
-    In JSON (QEMU 6.2): devices that are written otherwise are made first, and take the slots that libvirt
-    gave to others.
-    """
-    node = backend(disk_id, socket_path)
+    """The same options as a <qemu:commandline> element, which any libvirt passes on."""
     tree.register_namespace("qemu", LIBVIRT_QEMU)
     element = tree.Element(f"{{{LIBVIRT_QEMU}}}commandline")
-    options = json.dumps(node), json.dumps(device(node["node-name"]))
-    for word in ("-blockdev", options[0], "-device", options[1]):
+    for word in _in_json(disk_id, socket_path):
         tree.SubElement(element, f"{{{LIBVIRT_QEMU}}}arg", value=word)
     tree.indent(element)
     return tree.tostring(element, encoding="unicode") + "\n"
+
+
+def proxmox(disk_id: str | None, socket_path: str) -> str:
+    """The same options in one line, as `args` of Proxmox VE takes them."""
+    return shlex.join(_in_json(disk_id, socket_path)) + "\n"
 
 
 def libvirt(disk_id: str | None, socket_path: str) -> str:
@@ -103,6 +102,15 @@ def libvirt(disk_id: str | None, socket_path: str) -> str:
     )
     tree.indent(disk)
     return tree.tostring(disk, encoding="unicode") + "\n"
+
+
+def _in_json(disk_id: str | None, socket_path: str) -> tuple[str, ...]:
+    """The options for who puts them among others.  In JSON (QEMU 6.2), since such devices are made last.
+
+    Devices that are written otherwise take slots that libvirt or Proxmox VE gave to others.
+    """
+    node = backend(disk_id, socket_path)
+    return "-blockdev", json.dumps(node), "-device", json.dumps(device(node["node-name"]))
 
 
 def _escaped(value: str) -> str:

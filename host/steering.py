@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from swaptide.balloon import controller, desk, policy, pressure, reservations, rooms, samples, trace
-from swaptide.cache.errors import SetupError, UsageError
+from swaptide.cache.errors import SetupError, SwaptideError, UsageError
 from swaptide.host import config, disks, protocol, sizes
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,13 @@ class Steering:
         """Give one back; raises UsageError if there is none such."""
         self._asked().release(id)
         return {"id": id}
+
+    def reserved(self) -> list[str]:
+        """The ids of all reservations; none where nothing is ever promised."""
+        try:
+            return [each["id"] for each in self.reservations()]
+        except SwaptideError:
+            return []
 
     def reservations(self) -> list[dict[str, Any]]:
         """What is held, oldest first."""

@@ -7,11 +7,8 @@ a process that dies loses nothing, and clients wait in the socket's queue for it
 import asyncio
 import contextlib
 import enum
-import errno
 import logging
-import os
 import pathlib
-import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +18,7 @@ import msgspec
 from swaptide.cache import face, places
 from swaptide.cache.errors import BusyError, SetupError, StateError, SwaptideError
 from swaptide.host import (
+    adoption,
     config,
     deaths,
     definitions,
@@ -29,6 +27,7 @@ from swaptide.host import (
     launch,
     listener,
     memory,
+    paths,
     process,
     shares,
     spills,
@@ -43,9 +42,7 @@ _OWNER_SECONDS = 1.0
 _TAKE_UP_SECONDS = 10.0
 # A process that answered a request, or lived for this long, is restarted at once, another one after a pause.
 _STEADY_SECONDS = 5.0
-_UNSTEADY_PAUSE_SECONDS = 0.5
 _FAILED_AFTER = 3
-_LONGEST_PAUSE_SECONDS = 30.0
 _REQUESTS = ("reads", "writes", "trims", "zeroes")
 
 
@@ -74,6 +71,7 @@ class Keeper:
     ) -> None:
         self.definition = definition
         self.socket_path = chosen.run_dir / f"{definition.name}.sock"
+        self.calls_path = paths.calls(chosen.run_dir, definition.name)
         self.log_path = chosen.run_dir / f"{definition.name}.log"
         self.state = State.STOPPED
         self.error = ""
@@ -94,12 +92,14 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._log_start = 0
         self._expected_end = 0  # pid of a process that is being replaced
+        self._serving: process.Process | None = None  # the one that was seen to serve
         self._answered_before = 0  # requests, when the process was started
 
     @property
     def serves(self) -> bool:
         """Whether a process answers requests right now, as far as is known."""
-        return self.process is not None and self.state in (State.RUNNING, State.UNSTABLE)
+        seen = self.process is not None and self.process is self._serving
+        return seen and self.state in (State.RUNNING, State.UNSTABLE)
 
     @property
     def spill_timeout_seconds(self) -> float | None:
@@ -137,11 +137,14 @@ class Keeper:
         self._expected_end = live.pid
         self.settled.clear()
         begun = time.monotonic()
+        await self._end(live)
+        await self.started()
+        return time.monotonic() - begun
+
+    async def _end(self, live: process.Process) -> None:
         if not await live.end():
             place = places.show(self.definition.spill_path)
             raise SetupError(f"process {live.pid} does not end; is its store {place} alive?")
-        await self.started()
-        return time.monotonic() - begun
 
     async def take_up(self) -> None:
         """Find the process of a disk that is not to be kept any more, so that `stop` can end it."""
@@ -214,6 +217,9 @@ class Keeper:
             try:
                 if self.process is None:
                     self.process = await self._adopt()
+                if self.process is not None and adoption.is_due(self.definition):
+                    await self._end(self.process)
+                    self.process = None
                 if self.process is None:
                     await self._begin(force and failures == 0)
                 else:
@@ -224,7 +230,7 @@ class Keeper:
                     failures = 0
                 else:
                     failures += 1
-                    await asyncio.sleep(_pause_seconds(failures - 1))
+                    await asyncio.sleep(deaths.pause_seconds(failures - 1))
             except (SwaptideError, OSError) as error:
                 failures += 1
                 await self._pause_after_failure(failures, str(error))
@@ -285,9 +291,10 @@ class Keeper:
             self._listener.close()
             self._listener = None
         self.settled.set()
-        await asyncio.sleep(_pause_seconds(failures))
+        await asyncio.sleep(deaths.pause_seconds(failures))
 
     async def _note_served(self) -> None:
+        self._serving = self.process
         state = self.open_face()
         self.estate.settle()
         if self.deaths.unstable:
@@ -338,6 +345,9 @@ class Keeper:
 
     async def _spawn(self, force: bool) -> process.Process:
         launch.require(self._config.nbdkit)
+        if adoption.is_due(self.definition):
+            await self._find_user(fresh=False)
+            await self.update(await adoption.swapped(self.definition, self.estate))
         fresh = not pathlib.Path(self.definition.state_path).exists()
         if fresh:
             await self._renew()
@@ -372,8 +382,11 @@ class Keeper:
         if old.encrypt:
             await self.estate.erase_key(old.disk_id, old.uid)
         await self.estate.remove_state(old)
-        await spills.release(old.spill_path, old.disk_id)
-        await self.update(self.fresh_paths(msgspec.structs.replace(old, disk_id=None)))
+        if not old.store_given:
+            await spills.release(old.spill_path, old.disk_id)
+        await self.update(
+            self.fresh_paths(msgspec.structs.replace(old, disk_id=None, adoption=None, store_given=False))
+        )
 
     async def _renew_place(self, old: definitions.Definition) -> None:
         """Who serves may have changed since it was to be made, and where their state files lie."""
@@ -388,8 +401,8 @@ class Keeper:
             await self.update(msgspec.structs.replace(self.definition, uid=uid))
 
     def fresh_paths(self, definition: definitions.Definition) -> definitions.Definition:
-        """As the function of that name, for this keeper's disk."""
-        return fresh_paths(definition, self._config, self._memory_dir, apart=self._servants.apart)
+        """As `estate.fresh_paths`, for this keeper's disk."""
+        return estate.fresh_paths(definition, self._config, self._memory_dir, apart=self._servants.apart)
 
     def _listen(self) -> None:
         if self._listener is None:
@@ -400,39 +413,10 @@ class Keeper:
 
     async def _until_serving(self, starting: process.Process) -> None:
         """Return once it serves; raises SetupError with its last word if it ends before."""
-        path = pathlib.Path(self.definition.state_path)
-        while not starting.exited.is_set():
-            with contextlib.suppress(FileNotFoundError, StateError), face.StateFace(path) as state:
-                counters = state.counters()
-                if counters["serving"] and counters["owner_pid"] == starting.pid:
-                    return
-            await asyncio.sleep(_POLL_SECONDS)
-        self.process = None
-        said = launch.last_word(self.log_path, self._log_start)
-        if self.estate.user is not None and os.strerror(errno.EACCES) in said:
-            said += f" (nbdkit runs as the user {self.estate.user.name})"
-        raise SetupError(said)
-
-
-def _pause_seconds(failures: int) -> float:
-    return min(_UNSTEADY_PAUSE_SECONDS * 2.0 ** min(failures, 10), _LONGEST_PAUSE_SECONDS)
-
-
-def fresh_paths(
-    definition: definitions.Definition,
-    chosen: config.Config,
-    memory_dir: pathlib.Path,
-    *,
-    apart: bool = False,
-) -> definitions.Definition:
-    """`definition` with paths for a disk that is yet to be made; a spill path that was chosen stays.
-
-    Its state file lies in `memory_dir`, or `apart` in a directory of its own there.
-    The spill file's name is new each time: a process stuck on a dead store may still hold the old one.
-    """
-    spill = definition.spill_path
-    if not definition.spill_chosen:
-        made = chosen.spill_dir / f"{definition.name}-{secrets.token_hex(4)}.spill"
-        spill = places.quote(str(made))
-    state = str(memory.state_path(memory_dir, definition.name, apart=apart))
-    return msgspec.structs.replace(definition, spill_path=spill, state_path=state)
+        try:
+            await launch.until_serving(
+                self.definition, starting, self.log_path, self._log_start, self.estate.user
+            )
+        except SetupError:
+            self.process = None
+            raise

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import nbdkit
 
-from swaptide.cache import engine, geometry, guard, logs
+from swaptide.cache import engine, errors, geometry, guard, logs
 from swaptide.cache.errors import SwaptideError
 from swaptide.nbdkit_plugin import hot, parameters, quit
 
 if TYPE_CHECKING:
     from swaptide.cache import endpoint
+    from swaptide.nbdkit_plugin import gate
 
 API_VERSION = 2
 
@@ -28,6 +29,8 @@ _disk: engine.Engine | None = None
 _metrics: "endpoint.Address | None" = None
 _log_format = logs.Form.TEXT
 _scraped: "endpoint.Endpoint | None" = None
+_calls: str | None = None
+_jobs: "gate.Jobs | None" = None
 
 
 def _die(message: str) -> NoReturn:
@@ -35,7 +38,7 @@ def _die(message: str) -> NoReturn:
         logs.to_stderr(_log_format)
         log.critical("disk cannot start error=%r", message)
     else:
-        sys.stderr.write(f"nbdkit: error: swaptide: {message}\n")
+        sys.stderr.write(f"nbdkit: error: swaptide: {errors.plain(message)}\n")
         sys.stderr.flush()
     if _disk is not None:
         _disk.abandon()
@@ -49,10 +52,12 @@ def _engine() -> engine.Engine:
 
 def config(key: str, value: str) -> None:
     """Take one key=value parameter."""
-    global _settings, _metrics, _log_format
+    global _settings, _metrics, _log_format, _calls
     try:
         if key == parameters.METRICS:
             _metrics = parameters.metrics(value)
+        elif key == parameters.CALLS:
+            _calls = parameters.calls(value)
         elif key == parameters.LOG_FORMAT:
             _log_format = parameters.log_format(value)
         else:
@@ -94,6 +99,8 @@ def after_fork() -> None:
     """Start the movers; only now, since threads do not survive the fork."""
     global _scraped
     disk = _engine()
+    if _calls is not None:
+        disk.called = _take_call
     if _metrics is not None:
         from swaptide.nbdkit_plugin import scrapes  # under the daemon nobody asks the disk itself
 
@@ -108,11 +115,24 @@ def after_fork() -> None:
     log.info("serving id=%s size_bytes=%d", disk.identity.disk_id, disk.identity.size_bytes)
 
 
+def _take_call() -> None:
+    """A daemon wants the whole disk moved."""
+    global _jobs
+    if _jobs is None:
+        from swaptide.nbdkit_plugin import gate  # for the few disks that ever move
+
+        assert _calls is not None
+        _jobs = gate.Jobs(_engine(), _calls)
+    _jobs.called()
+
+
 def cleanup() -> None:
     """The last connection is gone; stop the movers while the interpreter still runs."""
     hot.stop_keeping()
     if _scraped is not None:
         _scraped.close()
+    if _jobs is not None:
+        _jobs.close()
     if _disk is not None:
         _disk.stop()
 
@@ -134,7 +154,7 @@ def open(readonly: bool) -> hot.Connection:
     """
     disk = _engine()
     wanted = nbdkit.export_name()
-    if wanted not in ("", disk.identity.disk_id):
+    if wanted not in ("", disk.identity.disk_id, disk.origin):
         nbdkit.set_error(2)  # ENOENT
         raise RuntimeError(f"export {wanted!r} is not this disk, whose id is {disk.identity.disk_id}")
     disk.connected(+1)

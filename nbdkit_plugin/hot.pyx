@@ -15,11 +15,11 @@ import threading
 import time
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EAGAIN, EINVAL, ENOSPC, ESHUTDOWN
+from libc.errno cimport EAGAIN, EINVAL, EIO, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from posix.time cimport nanosleep, timespec
 
-from swaptide.cache.atomics cimport add32, count64, load32, load64, store64
+from swaptide.cache.atomics cimport add32, count64, load32, load64, store32, store64
 from swaptide.cache.histogram cimport (
     HISTOGRAM_HIT,
     HISTOGRAM_MISS,
@@ -35,8 +35,23 @@ from swaptide.cache.pthread cimport (
     pthread_mutex_t,
     pthread_mutex_unlock,
 )
-from swaptide.cache.segments cimport Waiter
-from swaptide.cache.words cimport FLUSHES, READ_BYTES, READS, TRIMS, WRITE_BYTES, WRITES, ZEROES
+from swaptide.cache.turnstile cimport Waiter
+from swaptide.cache.words cimport (
+    CONTROL_GATE,
+    FLUSHES,
+    GATE_ARRIVED,
+    GATE_GIVEN,
+    GATE_GONE,
+    GATE_HANDED,
+    GATE_INCOMING,
+    GATE_OPEN,
+    READ_BYTES,
+    READS,
+    TRIMS,
+    WRITE_BYTES,
+    WRITES,
+    ZEROES,
+)
 
 import nbdkit
 
@@ -61,10 +76,14 @@ cdef enum:
     MAX_REQUEST = 1048576           # geometry.MAX_REQUEST_BYTES
     SMALL_REQUEST = 8192            # copied with the GIL held
     FLAG_MAY_TRIM = 1               # NBDKIT_FLAG_MAY_TRIM; compared with nbdkit's own at import
+    # What QEMU reads to guess a disk's geometry, as it starts, also with -incoming.
+    GUESS_BYTES = 512
+    GATE_NS = 2000000               # how often a request that waits at the gate looks again
 
 cdef Log _log = None
 cdef nanosleep_t _sleep = NULL
 cdef uint64_t _newest = 0
+cdef int32_t _held = 0              # whether changes wait, while the disk is handed over
 cdef pthread_mutex_t _leaving
 _connections = {}
 _admission = threading.Lock()
@@ -96,10 +115,44 @@ cdef bint is_alive(void *arg) noexcept nogil:
     return True
 
 
+cdef inline bint is_shut(bint change) noexcept nogil:
+    """Whether the gate is not open, or changes are held."""
+    return load64(&_log.map.control[CONTROL_GATE]) != 0 or (change and load32(&_held) != 0)
+
+
+cdef int wait_at_gate(bint change, uint64_t count, uint64_t offset) noexcept nogil:
+    """Wait until the gate is open.  0, or a negative errno where it will not be, or nobody waits any more."""
+    cdef uint64_t gate
+    while True:
+        gate = load64(&_log.map.control[CONTROL_GATE])
+        if gate == GATE_GIVEN or gate == GATE_GONE or gate == GATE_HANDED:
+            return -EPERM if change else -EIO
+        if gate == GATE_INCOMING or gate == GATE_ARRIVED:
+            if not change and offset == 0 and count <= GUESS_BYTES:
+                return -EIO
+        elif not change or (gate == GATE_OPEN and load32(&_held) == 0):
+            return 0
+        if _sleep(0, GATE_NS) != 0:
+            return -ESHUTDOWN
+
+
 cdef inline bint begin_change(Presence *presence) noexcept nogil:
     # First counted, then looked: `admit` does it the other way round, so one of both sees the other.
     add32(&presence.changing, 1)
     return load64(&presence.confirmed) == load64(&_newest) or is_alive(presence)
+
+
+cdef int begin_change_shut(Presence *presence) noexcept nogil:
+    """As `begin_change`, which was called, where the gate turned out to be shut.  0 or a negative errno."""
+    cdef int result
+    while True:
+        add32(&presence.changing, -1)
+        result = wait_at_gate(True, 0, 0)
+        # Begun in any case, since it will be ended.
+        if not begin_change(presence):
+            return -ESHUTDOWN
+        if result != 0 or not is_shut(True):
+            return result
 
 
 cdef inline void end_change(Presence *presence) noexcept nogil:
@@ -174,6 +227,23 @@ def pause(double seconds):
     return result == 0
 
 
+def hold(bint held):
+    """Have clients' changes wait before they begin, or go on.  In force at once; see `is_still`."""
+    store32(&_held, held)
+
+
+def is_still():
+    """Whether no client's change is under way.  While changes are held it stays so."""
+    cdef Connection connection
+    with _admission:
+        connections = list(_connections.values())
+    for item in connections:
+        connection = item
+        if load32(&connection.presence.changing):
+            return False
+    return True
+
+
 def dismiss(Connection connection):
     """The connection is closed; nbdkit has no request of it left."""
     with _admission:
@@ -207,7 +277,12 @@ def pread(Connection connection, buf, uint64_t offset, uint32_t flags):
     PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
     try:
         check(view.len, offset, EINVAL)
-        if view.len <= SMALL_REQUEST:
+        if is_shut(False):
+            with nogil:
+                result = wait_at_gate(False, view.len, offset)
+            if result == 0:
+                result = -EAGAIN
+        elif view.len <= SMALL_REQUEST:
             result = _log.read(<char *> view.buf, view.len, offset, False, &done, &missed)
         if result == -EAGAIN:
             with nogil:
@@ -220,6 +295,9 @@ def pread(Connection connection, buf, uint64_t offset, uint32_t flags):
                           now_ns() - begun, view.len)
     finally:
         PyBuffer_Release(&view)
+    if result == -ESHUTDOWN:
+        with nogil:
+            leave_in_turn()
     if result != 0:
         fail(result)
 
@@ -239,6 +317,11 @@ def pwrite(Connection connection, buf, uint64_t offset, uint32_t flags):
         check(view.len, offset, ENOSPC)
         if not begin_change(&connection.presence):
             result = -ESHUTDOWN
+        elif is_shut(True):
+            with nogil:
+                result = begin_change_shut(&connection.presence)
+            if result == 0:
+                result = -EAGAIN
         elif view.len <= SMALL_REQUEST:
             result = _log.write(<const char *> view.buf, view.len, offset, &waiter, False)
         if result == -EAGAIN:
@@ -270,6 +353,8 @@ cdef int discard(Connection connection, uint32_t count, uint64_t offset, bint ke
     waiter.stalled_ns = 0
     with nogil:
         if begin_change(&connection.presence):
+            result = begin_change_shut(&connection.presence) if is_shut(True) else 0
+        if result == 0:
             result = _log.discard(count, offset, &waiter, keep)
         end_change(&connection.presence)
         if result == -ESHUTDOWN:
@@ -300,6 +385,12 @@ def flush(Connection connection, uint32_t flags):
 
 def extents(Connection connection, uint32_t count, uint64_t offset, uint32_t flags):
     """Holes and zeroes in the range, as (offset, length, type)."""
+    cdef int result = 0
     kept_keep()
+    if is_shut(False):
+        with nogil:
+            result = wait_at_gate(False, count, offset)
+        if result != 0:
+            fail(result)
     return _log.extents(count, offset, bool(flags & nbdkit.FLAG_REQ_ONE), nbdkit.EXTENT_HOLE,
                         nbdkit.EXTENT_ZERO)

@@ -87,18 +87,24 @@ _PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
 }
 # Not about the disk: where Prometheus may ask, and how the log looks.
 METRICS: Final = "metrics"
+CALLS: Final = "calls"  # the socket of whoever may want the whole disk moved (nbdkit_plugin/gate.py)
 LOG_FORMAT: Final = "log-format"
 
 
 def apply(settings: engine.Settings, key: str, value: str) -> engine.Settings:
     """The settings with one parameter set.  Raises UsageError for an unknown key or a bad value."""
     if key not in _PARAMETERS:
-        known = ", ".join([*_PARAMETERS, METRICS, LOG_FORMAT])
+        known = ", ".join([*_PARAMETERS, METRICS, CALLS, LOG_FORMAT])
         raise UsageError(f"unknown parameter {key}={value}; known are {known}")
     field, parse = _PARAMETERS[key]
     # Any: that each parser fits its field is in the table, where the type checker does not look.
     parsed: Any = parse(key, value)
     return dataclasses.replace(settings, **{field: parsed})
+
+
+def calls(value: str) -> str:
+    """The path of the parameter `calls`.  Raises UsageError for what is none."""
+    return str(_path(CALLS, value))
 
 
 def metrics(value: str) -> "endpoint.Address | None":

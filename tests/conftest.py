@@ -35,6 +35,9 @@ def _be_in_nobodys_place() -> None:
     os.environ["LC_ALL"] = "C.UTF-8"
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "LANGUAGE"):
         os.environ.pop(name, None)
+    # Under nohup our children would ignore hang-ups as well; what is only handled here is not theirs.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -205,9 +205,9 @@ def build_image(kernel: pathlib.Path, kind: Kind = CLOUD) -> pathlib.Path:
     return kept
 
 
-def stop(number: int, _frame: object) -> NoReturn:
-    """SIGTERM as an exception, so that scratch directories are removed."""
-    raise SystemExit(128 + number)
+def stop(_number: int, _frame: object) -> NoReturn:
+    """SIGTERM and SIGHUP as Ctrl-C, so that scratch directories are removed."""
+    raise KeyboardInterrupt
 
 
 def command(
@@ -231,7 +231,8 @@ def command(
         parser.add_argument("name", nargs="?", choices=names, default=names[0], help="default: %(default)s")
     options = parser.parse_args()
     which = (options.name,) if names else ()
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         with progress.waiting(what):
             made = make(options.refresh, *which)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from swaptide.cache import engine, exports, layout
-from swaptide.host import cli, config
+from swaptide.host import cli, config, usage
 from swaptide.nbdkit_plugin import parameters
 from tests.hygiene import tree
 
@@ -66,16 +66,27 @@ def item(option: click.Option) -> list[str]:
     return lines
 
 
-def usage(words: tuple[str, ...], command: click.Command) -> str:
+def heading(words: tuple[str, ...], command: click.Command) -> str:
     taken = [value_of(each) for each in command.params if isinstance(each, click.Argument)]
     return " ".join([*words, *taken])
+
+
+def examples(words: tuple[str, ...]) -> list[str]:
+    """As they are typed; a line that is too long goes on in the next."""
+    lines = []
+    for line in usage.EXAMPLES[" ".join(words)]:
+        wrapped = textwrap.wrap(
+            f"swaptide {line}", WIDTH - 8, break_on_hyphens=False, subsequent_indent="    "
+        )
+        lines += [f"{each} \\e" for each in wrapped[:-1]] + wrapped[-1:]
+    return [line.replace("-", "\\-") for line in lines]
 
 
 def section() -> str:
     """All commands: what they do, and what they take."""
     lines = ["Every command takes", ".Fl Fl help ."]
     for words, command in commands(cli.cli):
-        lines.append(f".Ss {usage(words, command)}".replace("...", "...\\&"))
+        lines.append(f".Ss {heading(words, command)}".replace("...", "...\\&"))
         for number, paragraph in enumerate((command.help or "").split("\n\n")):
             lines += [".Pp"] * bool(number) + [prose(paragraph)]
         options = [each for each in command.params if isinstance(each, click.Option)]
@@ -84,6 +95,7 @@ def section() -> str:
             for option in options:
                 lines += item(option)
             lines.append(".El")
+        lines += [".Bd -literal -offset indent", *examples(words), ".Ed"]
     return "\n".join(lines) + "\n"
 
 

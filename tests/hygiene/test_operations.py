@@ -36,9 +36,3 @@ def test_plan_reckons_with_what_was_measured() -> None:
     rows = [line for line in results.splitlines() if "| guest bytes held, per byte of host RAM |" in line]
     for name, value in (("anonymous pages", plan.HOLDS_REAL), ("random bytes", plan.HOLDS_NOISE)):
         assert [f"**{value}**" in row for row in rows if row.startswith(f"| {name}")] == [True]
-
-
-def test_links_within_the_page_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
-    known = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= known

@@ -1,18 +1,8 @@
 # Run inside, by bash -eux, under a systemd that is process 1: what the unit promises.
-socket=/run/swaptide/g1.sock
-write() { python3 /srv/smoke.py write $socket; }
-read_back() { python3 /srv/smoke.py read $socket; }
-disk_pid() { swaptide disk show g1 --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["pid"])'; }
-daemon_pid() { systemctl show -P MainPID swaptide; }
-eventually() { for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done; return 1; }
-is_another_daemon() {
-    systemctl show -p ActiveState,MainPID swaptide | sort | tr '\n' ' ' | grep '^ActiveState=active MainPID=[1-9]' |
-        grep -v "MainPID=$1 "
-}
-trap 'journalctl --no-pager -o cat -u swaptide -u run-swaptide-memory.mount -n 60' EXIT
+. /srv/inside.sh
 
 systemd-analyze verify --man=no swaptide.service
-systemd-analyze security --threshold=40 swaptide.service >/dev/null
+systemd-analyze security --threshold=35 swaptide.service | tail -n 1
 systemctl is-enabled swaptide
 systemctl start swaptide
 systemctl is-active swaptide run-swaptide-memory.mount
@@ -22,6 +12,9 @@ grep swaptide.slice /proc/"$(daemon_pid)"/cgroup
 id swaptide
 
 swaptide disk add g1 --size 64M --ram 32M
+python3 /srv/complete.py 'swaptide disk fre' 'swaptide disk freeze '
+python3 /srv/complete.py 'swaptide disk show g' 'swaptide disk show g1 '
+python3 /srv/complete.py 'swaptide disk add --swap-l' 'swaptide disk add --swap-label '
 write
 read_back
 disk=$(disk_pid)

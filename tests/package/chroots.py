@@ -23,6 +23,7 @@ DIST: Final = ROOT / "dist"
 WHEELS: Final = "/opt/wheels"  # inside
 # For pip: what was fetched outside, and nothing else.
 OFFLINE: Final = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+SCRIPTS: Final = ("smoke.py", "smoke.sh", "complete.py", "inside.sh", "boot.sh", "upgrade.sh")
 _KEPT_SECONDS: Final = 7 * 86400
 _COMMAND_SECONDS: Final = 1800.0
 _MIRROR: Final = "http://deb.debian.org/debian"
@@ -239,6 +240,12 @@ def sources(place: pathlib.Path) -> None:
         if name and os.path.lexists(source):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+
+
+def bring_scripts(chroot: Chroot) -> None:
+    """Copy what is run inside to /srv."""
+    for name in SCRIPTS:
+        shutil.copy(ROOT / "tests/package" / name, chroot.path / "srv")
 
 
 def say(line: str) -> None:

@@ -1,9 +1,11 @@
 """One disk, used as a guest would, on a release that has nothing of a checkout: run inside by its Python.
 
-`smoke.py write SOCKET` fills it with more than its RAM holds, `smoke.py read SOCKET` compares.
+`smoke.py write SOCKET` fills it with more than its RAM holds, `smoke.py read SOCKET` compares;
+`smoke.py use SOCKET` goes on reading, comparing and writing over one connection until SIGTERM.
 """
 
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -20,11 +22,29 @@ def blocks() -> Iterator[tuple[int, bytes]]:
         yield offset, dice.randbytes(BLOCK)
 
 
+def use(client: nbd.NBD) -> None:
+    """Read, compare and write what is there anyway, until SIGTERM."""
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    content = list(blocks())
+    dice = random.Random()
+    requests = 0
+    while not ended:
+        offset, block = dice.choice(content)
+        assert client.pread(BLOCK, offset) == block, offset
+        client.pwrite(block, offset)
+        requests += 2
+    print(f"use: {requests} requests")
+
+
 def main(what: str, socket: str) -> None:
-    """Write or read; raises AssertionError where a byte is wrong, nbd.Error where a request fails."""
+    """Write, read or use; raises AssertionError where a byte is wrong, nbd.Error where a request fails."""
     client = nbd.NBD()
     client.connect_unix(socket)
     assert client.get_size() == SIZE, client.get_size()
+    if what == "use":
+        use(client)
+        return
     for offset, block in blocks():
         if what == "write":
             client.pwrite(block, offset)

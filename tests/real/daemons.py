@@ -169,6 +169,18 @@ def serving(
         daemon.tear_down()
 
 
+def shared(prepare: Callable[[Daemon], object] = lambda daemon: None, **settings: Any) -> Any:
+    """A fixture: one daemon for all tests of a file, which `prepare` gave what they all need."""
+
+    @pytest.fixture(scope="module")
+    def daemon() -> Iterator[Daemon]:
+        with directory() as root, serving(root, **settings) as running:
+            prepare(running)
+            yield running
+
+    return daemon
+
+
 def eager_nbdkit(root: pathlib.Path) -> str:
     """An nbdkit for `serving` whose disks take their host for idle, however busy it is; see eager.py."""
     path = root / "eager-nbdkit"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import nbd
 import pytest
 
-from swaptide.cache import geometry, movers
+from swaptide.cache import geometry, planning
 from swaptide.cache.face import StateFace
 from tests.real import driver, server
 from tests.real.buffers import Buffers
@@ -244,7 +244,7 @@ def test_a_scan_of_what_was_never_written_costs_nothing(tmp_path: pathlib.Path) 
         disk.face() as face,
     ):
         # The first segments are made ahead.
-        while server.fresh_counters(face)["droppable_bytes"] < movers.LEAST_FREE * SEGMENT:
+        while server.fresh_counters(face)["droppable_bytes"] < planning.LEAST_FREE * SEGMENT:
             time.sleep(0.01)
         before = face.state_blocks_bytes()
         handle = nbd.NBD()

@@ -5,7 +5,7 @@ import pathlib
 import pwd
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,12 +14,12 @@ from tests.real import daemons
 ADD = ("disk", "add", "g2", "--size", "64M", "--ram", "32M")
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        (root / "precious").write_bytes(b"mine" * 1024)
-        running.add()
-        yield running
+def furnish(daemon: daemons.Daemon) -> None:
+    (daemon.root / "precious").write_bytes(b"mine" * 1024)
+    daemon.add()
+
+
+daemon = daemons.shared(furnish)
 
 
 def fails(done: subprocess.CompletedProcess[str], *names: str, status: int | None = None) -> None:
@@ -176,12 +176,92 @@ def test_missing_nbdkit(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("nonsense = 1\n", "nonsense"), ("threads = 0\n", "threads"), ("run_dir = \n", "not TOML")],
+    [
+        ("nonsense = 1\n", "nonsense"),
+        ('metrcs = "off"\n', "the keys are run_dir"),
+        ("[run]\ndir = 1\n", "run"),
+        ("threads = 0\n", "threads"),
+        ("threads = 99\n", "threads"),
+        ("threads = nan\n", "threads"),
+        ('threads = "4"\n', "threads"),
+        ("balloon = 1\n", "balloon"),
+        ("run_dir = \n", "not TOML"),
+        ("run_dir = 3\n", "run_dir"),
+        ('run_dir = ""\n', "run_dir"),
+        ('run_dir = "/x\\u0000y"\n', "run_dir"),
+        ("run_dir = 1979-05-27\n", "run_dir"),
+        ('host_reserve = "lots"\n', "host_reserve 'lots'"),
+        ('host_reserve = "200%"\n', "host_reserve '200%'"),
+        ('spill_timeout = "nan"\n', "spill_timeout"),
+        ('uids = "5-1"\n', "uids '5-1'"),
+        ('user = "root"\nuids = "5000-6000"\n', "choose one"),
+        ('log_format = "xml"\n', "log_format=xml"),
+        ('metrics = "127.0.0.1:99999"\n', "metrics=127.0.0.1:99999"),
+        ("\ufeffthreads = 4\n", "not TOML"),
+        ("\xff\n", "not TOML"),
+        ("x" * 2_000_000, "longer than"),
+    ],
 )
 def test_bad_configuration(tmp_path: pathlib.Path, text: str, name: str) -> None:
     daemon = daemons.Daemon(tmp_path)
     daemon.config.write_text(text)
     fails(daemon.run("serve", "--config", str(daemon.config)), str(daemon.config), name, status=1)
+    assert not daemon.run_dir.exists() and not daemon.state_dir.exists()
+
+
+@pytest.fixture
+def tmpfs(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
+    """Makes a memory file system with such options."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount")
+    made: list[pathlib.Path] = []
+
+    def make(options: str) -> pathlib.Path:
+        place = tmp_path / f"tmpfs{len(made)}"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
+        made.append(place)
+        return place
+
+    try:
+        yield make
+    finally:
+        for place in made:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("options", ["ro", "nr_inodes=1", "nr_inodes=2", "nr_inodes=3"])
+@pytest.mark.parametrize("what", ["run_dir", "state_dir", "memory_dir"])
+def test_places_that_take_nothing(
+    options: str, what: str, tmpfs: Callable[[str], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    place = tmpfs(options)
+    if options == "nr_inodes=3":
+        (place / "full").touch()
+        (place / "fuller").touch()
+    elif options == "nr_inodes=2":
+        (place / "full").touch()
+    daemon = daemons.Daemon(tmp_path)
+    with open(daemon.config, "a", encoding="utf-8") as config:
+        if what == "memory_dir":
+            config.write(f'memory_dir = "{place}/x"\n')
+    if what == "state_dir":
+        daemon.config.write_text(f'metrics = "off"\nstate_dir = "{place}/x"\n')
+    if what == "run_dir":
+        daemon.run_dir = place / "x"
+    before = mounts(tmp_path)
+    done = daemon.run("serve", "--config", str(daemon.config))
+    # What the log says before belongs to it.
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("swaptide: ") and "Traceback" not in done.stderr
+    assert str(place) in last and "; " in last, last
+    assert not (place / "x").exists() and mounts(tmp_path) == before
+
+
+def mounts(root: pathlib.Path) -> list[str]:
+    """Ours, for others' daemons come and go."""
+    text = pathlib.Path("/proc/self/mounts").read_text()
+    return [line for line in text.splitlines() if str(root) in line]
 
 
 def test_configuration_that_is_not_there(tmp_path: pathlib.Path) -> None:

@@ -1,14 +1,11 @@
 """What the calls of the command do to real disks: made, shown, squeezed, cleared, removed."""
 
-import contextlib
 import json
 import mmap
 import os
 import pathlib
 import re
-import shutil
 import signal
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +13,7 @@ from collections.abc import Iterator
 import nbd
 import pytest
 
-from tests.real import daemons
+from tests.real import daemons, interrupts
 
 MIB = daemons.MIB
 FIELDS = {
@@ -27,11 +24,7 @@ FIELDS = {
     *("pid", "socket", "state"),
 }
 
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
+daemon = daemons.shared()
 
 
 @pytest.fixture(autouse=True)
@@ -59,50 +52,29 @@ def test_add_shows_every_field(daemon: daemons.Daemon) -> None:
     assert f"state={report['state_file']}" in pathlib.Path(f"/proc/{report['pid']}/cmdline").read_text()
 
 
-def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon) -> None:
-    said = interrupted(daemon, "disk", "add", "g1", "--size", "64M", "--ram", "32M")
+@pytest.mark.parametrize("how", interrupts.SIGNALS)
+def test_an_interrupted_add_says_what_becomes_of_it(daemon: daemons.Daemon, how: signal.Signals) -> None:
+    said = interrupts.before_the_answer(daemon, how, "disk", "add", "g1", "--size", "2G", "--ram", "64M")
     assert "disk g1 is being made all the same" in said
     daemons.wait_for(lambda: "running" in daemon.run("disk", "show", "g1").stdout)
+    assert daemon.show()["reserved_bytes"] >= 2 << 30
 
 
+@pytest.mark.parametrize("how", interrupts.SIGNALS)
 @pytest.mark.parametrize(
     ("call", "what"), [("rm", "removed"), ("clear", "cleared"), ("restart", "restarted")]
 )
-def test_what_is_interrupted_goes_on_and_says_so(daemon: daemons.Daemon, call: str, what: str) -> None:
+def test_what_is_interrupted_goes_on_and_says_so(
+    daemon: daemons.Daemon, call: str, what: str, how: signal.Signals
+) -> None:
     before = daemon.add()
-    assert f"disk g1 is being {what} all the same" in interrupted(daemon, "disk", call, "g1")
+    said = interrupts.before_the_answer(daemon, how, "disk", call, "g1")
+    assert f"disk g1 is being {what} all the same" in said
     if call == "rm":
         daemons.wait_for(lambda: "g1" not in daemon.ok("disk", "ls"))
     else:
         daemon.wait_running(not_pid=before["pid"])
     assert not daemons.is_alive(before["pid"])
-
-
-def interrupted(daemon: daemons.Daemon, *words: str) -> str:
-    """What a command says that is interrupted while the daemon has its request.
-
-    We pass the request on, and no answer back.
-    """
-    between = daemon.root / "between"
-    between.mkdir()
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, between)
-        ours, theirs = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
-        ours.settimeout(daemons.WAIT_SECONDS)
-        ours.bind(str(between / "control.sock"))
-        ours.listen()
-        command = [*daemons.COMMAND, *words, "--run-dir", str(between)]
-        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        stack.callback(waiting.kill)
-        client = stack.enter_context(ours.accept()[0])
-        client.settimeout(daemons.WAIT_SECONDS)
-        request = client.makefile("rb").readline()
-        theirs.connect(str(daemon.run_dir / "control.sock"))
-        theirs.sendall(request)
-        waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=daemons.WAIT_SECONDS)
-    assert waiting.returncode == 130 and said.count("\n") == 1
-    return said
 
 
 def test_set_of_a_disk_that_is_removed_meanwhile(daemon: daemons.Daemon) -> None:

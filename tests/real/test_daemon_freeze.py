@@ -6,7 +6,6 @@ import pathlib
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import nbd
 import pytest
@@ -17,18 +16,6 @@ from tests.real import daemons
 MIB = daemons.MIB
 PAGE = 4096
 OLD, NEW = b"old." * 1024, b"new." * 1024
-
-
-@pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root) as running:
-        yield running
 
 
 class Writer:

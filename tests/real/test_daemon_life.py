@@ -5,7 +5,7 @@ import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,18 +14,6 @@ from swaptide.host import listener
 from tests.real import daemons
 
 PATTERN = bytes(range(256)) * 16
-
-
-@pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root) as running:
-        yield running
 
 
 def write(report: dict[str, object]) -> None:

@@ -5,21 +5,14 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from swaptide.host import deaths, definitions, supervisor
+from swaptide.host import deaths, definitions, estate, supervisor
 from tests.real import daemons
 
 MIB = daemons.MIB
 PATTERN = bytes(range(256)) * 16
-
-
-@pytest.fixture
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
 
 
 def read(report: dict[str, object]) -> None:
@@ -76,7 +69,7 @@ def test_steady_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
     caplog.set_level("INFO", "swaptide.host.supervisor")
 
     async def body(root: pathlib.Path) -> None:
-        disk = supervisor.fresh_paths(plain_disk(), chosen := daemons.config_of(root), root)
+        disk = estate.fresh_paths(plain_disk(), chosen := daemons.config_of(root), root)
         chosen.run_dir.mkdir()
         keeper = supervisor.Keeper(chosen, root, disk, saved)
         keeper.start()

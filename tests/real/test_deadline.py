@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +13,6 @@ from tests.real import daemons
 
 MIB = daemons.MIB
 PAGE = 4096
-
-
-@pytest.fixture
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
 
 
 def fill(report: dict[str, Any], mib: int, *, shrinks: bool) -> None:

@@ -4,25 +4,13 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import swaptide
+from swaptide.cache import geometry
 from tests.real import daemons
-
-
-@pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root) as running:
-        yield running
 
 
 def doctor(daemon: daemons.Daemon, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -54,6 +42,44 @@ def test_a_daemon_and_its_disks(daemon: daemons.Daemon) -> None:
         _, found = doctor(daemon, "g1")
         assert found["disk g1"]["said"] == f"serves, pid {report['pid']}, connected"
     assert "nbdkit" not in found
+
+
+def test_a_disk_whose_process_is_older_than_what_is_installed(daemon: daemons.Daemon) -> None:
+    report = daemon.add()
+    assert report["version"] == swaptide.__version__
+    assert doctor(daemon, "g1")[1]["process of g1"]["verdict"] == "ok"
+    for older, said in (("0.0.9", "0.0.9"), ("", "an older one")):
+        with open(report["state_file"], "r+b") as state:
+            state.seek(geometry.VERSION_OFFSET)
+            state.write(older.encode().ljust(geometry.VERSION_BYTES, b"\0"))
+        status, found = doctor(daemon, "g1")
+        version = found["process of g1"]
+        assert status == 0 and version["verdict"] == "warn"
+        assert version["said"] == f"pid {report['pid']} is version {said}, this is {swaptide.__version__}"
+        remedy = version["remedy"].partition(";")[0]
+        assert remedy == "swaptide disk restart g1"
+        daemon.ok(*remedy.split()[1:])
+        report = daemon.show()
+        assert report["version"] == swaptide.__version__
+        assert doctor(daemon, "g1")[1]["process of g1"]["verdict"] == "ok"
+
+
+def test_a_disk_that_root_serves_since_nobody_else_can(root: pathlib.Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to serve as somebody else")
+    root.chmod(0o700)
+    with daemons.serving(root) as daemon:
+        pid = daemon.add()["pid"]
+        status, found = doctor(daemon, "g1")
+        process = found["process of g1"]
+        assert status == 0 and process["verdict"] == "warn"
+        assert process["said"].startswith(f"pid {pid} is root's")
+        root.chmod(0o755)
+        daemon.stop()
+        daemon.start()
+        daemon.ok("disk", "restart", "g1")
+        _, found = doctor(daemon, "g1")
+        assert found["process of g1"]["verdict"] == "ok"
 
 
 def test_what_has_to_be_mended_is_status_1(daemon: daemons.Daemon) -> None:

@@ -253,12 +253,13 @@ def test_while_writes_fail_everything_stays_in_ram(
             wait_until(lambda: counter(disk, "degraded") == 1)
             waiting = guest.write_until_one_waits()
             assert face.ram_bytes() > FLOOR + SIZE // 2, "late, not lossy"
+            assert counter(disk, "usable_stores") == 0
             assert not homes(disk)
             assert guest.lost(range(1000, PAGES)) == set()
             assert counter(disk, "spill_write_errors") > 0
         assert guest.answered([waiting], 60)
         server.wait_until_holds(face, FLOOR)
-        assert counter(disk, "degraded") == 0
+        assert (counter(disk, "degraded"), counter(disk, "usable_stores")) == (0, 1)
         assert counter(disk, "spill_read_errors") == 0
         assert guest.lost() == set()
         text = disk.log.read_text()

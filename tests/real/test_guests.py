@@ -2,30 +2,16 @@
 
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.real import daemons, machines
+from tests.real import daemons, interrupts, machines
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root) as running:
-        yield running
 
 
 def guests(daemon: daemons.Daemon) -> list[dict[str, Any]]:
@@ -143,11 +129,7 @@ def test_mistakes(
     assert guests(shared) == [] and shared.show()["connections"] == 0
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as made, daemons.serving(made) as running:
-        running.add()
-        yield running
+shared = daemons.shared(daemons.Daemon.add)
 
 
 def test_two_guests_cannot_share_name_or_monitor(daemon: daemons.Daemon) -> None:
@@ -196,11 +178,12 @@ def test_what_the_guest_keeps_is_cleared_away_when_it_lets_go(daemon: daemons.Da
         daemons.wait_for(lambda: "after the guest let go" in daemon.log.read_text(), daemon.log.read_text)
 
 
-def test_a_command_that_is_interrupted_undoes_it(daemon: daemons.Daemon) -> None:
+@pytest.mark.parametrize("how", interrupts.SIGNALS)
+def test_a_command_that_is_interrupted_undoes_it(daemon: daemons.Daemon, how: signal.Signals) -> None:
     report = daemon.add()
     with machines.running(daemon.root, *machines.PORT, *machines.NATIVE) as vm:
         command = half_attached(daemon, vm, report)
-        command.send_signal(signal.SIGINT)
+        command.send_signal(how)
         said = command.communicate(timeout=daemons.WAIT_SECONDS)[1]
         assert command.returncode == 130 and "taken out again" in said, said
         daemons.wait_for(lambda: clean(vm, report), daemon.log.read_text)

@@ -6,6 +6,7 @@ middle of a random load with the cap at its floor, so that every mover works.
 
 import pathlib
 import signal
+from typing import Any
 
 import nbd
 import pytest
@@ -27,6 +28,14 @@ def names() -> list[str]:
     found = points.names()
     assert len(found) == len(set(found)) >= 31
     return found
+
+
+def some() -> list[Any]:
+    """Every other one takes minutes with the rest, and stands beside the long tests."""
+    return [
+        pytest.param(name, marks=pytest.mark.long) if index % 2 else name
+        for index, name in enumerate(names())
+    ]
 
 
 def die_at(disk: server.Server, place: str, count: int) -> None:
@@ -55,7 +64,7 @@ def dies(disk: server.Server, load: driver.Driver, place: str, count: int) -> bo
     return load.run_until_dead(requests, lambda number: move_cap(disk, number))
 
 
-@pytest.mark.parametrize("place", names())
+@pytest.mark.parametrize("place", some())
 def test_every_byte_survives_a_death(place: str, tmp_path: pathlib.Path) -> None:
     died = 0
     parameters = {"size": str(SIZE), "ram": str(FLOOR), "spill": str(tmp_path / "spill")}

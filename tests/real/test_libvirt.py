@@ -19,22 +19,12 @@ from tests.real import daemons, libvirts
 Form = Callable[[str | None, str], str]
 ID = "0b5e7a3c-8f0d-4c6e-9a51-1f7f6f0f2f11"
 
-
-@pytest.fixture(scope="module")
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
+daemon = daemons.shared()
 
 
 @pytest.fixture(scope="module")
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def libvirt(root: pathlib.Path) -> Iterator[libvirts.Libvirt]:
-    with libvirts.running(root) as running:
+def libvirt(daemon: daemons.Daemon) -> Iterator[libvirts.Libvirt]:
+    with libvirts.running(daemon.root) as running:
         yield running
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -41,9 +41,8 @@ def fill(report: dict[str, Any], mib: int) -> None:
 
 
 @pytest.fixture
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root, log_format="json") as running:
-        yield running
+def settings() -> dict[str, Any]:
+    return {"log_format": "json"}
 
 
 def test_a_store_that_fails_and_works_again(daemon: daemons.Daemon) -> None:
@@ -116,7 +115,8 @@ def test_the_form_is_shown_and_checked(daemon: daemons.Daemon) -> None:
 
 def test_the_plugin_alone(tmp_path: pathlib.Path) -> None:
     with server.serving(tmp_path, size="64M", ram="32M", log_format="json") as disk:
-        assert [each["event"] for each in objects(disk.log)][-1] == "serving"
+        # It listens before it says so.
+        daemons.wait_for(lambda: "serving" in [each["event"] for each in objects(disk.log)][-1:])
         (serving,) = told(disk.log, "serving")
         assert serving["size_bytes"] == 64 * MIB and len(serving["id"]) == 36
 

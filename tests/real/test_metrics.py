@@ -25,11 +25,7 @@ MIB = 1 << 20
 OPS = ("read", "write", "trim", "zero", "flush")
 NOISE = random.Random(11).randbytes(MIB)
 
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root, metrics="127.0.0.1:0") as running:
-        yield running
+daemon = daemons.shared(metrics="127.0.0.1:0")
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.real.daemons import WAIT_SECONDS, Daemon, directory
-
-
-@pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with directory() as made:
-        yield made
+from tests.real.daemons import WAIT_SECONDS, Daemon
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,21 +16,8 @@ FIRST_BYTES = geometry.store_bytes(8)
 
 
 @pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
-    with remotes.serving(root / "remote", daemons.SIZE, open_to_all=True) as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root, balloon=False) as running:
-        yield running
+def settings() -> dict[str, Any]:
+    return {"balloon": False}
 
 
 def test_a_life(daemon: daemons.Daemon, root: pathlib.Path, remote: remotes.Remote) -> None:

@@ -4,20 +4,11 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from tests.real import daemons
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
 
 
 def plan(daemon: daemons.Daemon, *words: str) -> dict[str, Any]:

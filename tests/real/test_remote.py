@@ -119,7 +119,7 @@ def test_a_server_that_stalls_is_given_up_and_taken_again(
             until(lambda: degraded(face), "degraded")
             handle.shutdown()
         until(lambda: remote.keep() and not degraded(face), "the end of degraded")
-        check(disk)
+        remote.keep_during(lambda: check(disk))
     assert "does not answer" in disk.log.read_text()
 
 

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from typing import Any
 
 import nbd
 import pytest
@@ -19,21 +19,8 @@ from tests.real.spilling import DATA, MIB, check, fill, owner
 
 
 @pytest.fixture
-def root() -> Iterator[pathlib.Path]:
-    with daemons.directory() as made:
-        yield made
-
-
-@pytest.fixture
-def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
-    with remotes.serving(root / "remote", daemons.SIZE, open_to_all=True) as made:
-        yield made
-
-
-@pytest.fixture
-def daemon(root: pathlib.Path) -> Iterator[daemons.Daemon]:
-    with daemons.serving(root, balloon=False) as running:
-        yield running
+def settings() -> dict[str, Any]:
+    return {"balloon": False}
 
 
 def test_a_life(daemon: daemons.Daemon, remote: remotes.Remote) -> None:

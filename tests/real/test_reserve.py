@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.real import daemons, hosts
+from tests.real import daemons, hosts, remotes
 
 MIB = daemons.MIB
 RAM_MIB = 96
@@ -138,6 +138,22 @@ def test_more_than_is_available_is_had_from_a_full_cache(clean: bool, ram_mib: i
             f" MemAvailable {available >> 20} MiB, asked {size >> 20} MiB,"
             f" had after {standing['elapsed_seconds']:.2f} s, then {after >> 20} MiB"
         )
+
+
+def test_a_disk_gives_its_ram_back_while_one_of_its_two_stores_works() -> None:
+    size = RAM_MIB * 5 // 4 * MIB
+    with made_up() as (daemon, _), remotes.serving(daemon.root / "r", size, open_to_all=True) as remote:
+        before = full(daemon, "--spill", f"{remote.uri},{daemon.root}/second")
+        remote.stop()
+        daemons.wait_for(lambda: daemon.show()["state"] == "degraded")
+        wanted = 40 * MIB
+        status, standing, said = ask(daemon, SPARE_MIB * MIB + wanted, "--deadline", "60s")
+        assert (status, standing["verdict"]) == (0, "granted"), said
+        assert ram(daemon) < before["ram_bytes"] - wanted + 16 * MIB
+        after = daemon.show()
+        assert after["state"] == "degraded" and after["second_slots_used"] > 0
+        remote.start()
+        daemons.wait_for(lambda: daemon.show()["state"] == "running")
 
 
 def test_what_is_there_is_granted_without_a_squeeze_and_kept() -> None:

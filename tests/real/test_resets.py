@@ -3,7 +3,6 @@
 import pathlib
 import shlex
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +11,6 @@ from tests.real import daemons, machines
 
 PAGE = 4096
 PATTERN = bytes(range(256)) * 16
-
-
-@pytest.fixture
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
 
 
 def qemu_words(daemon: daemons.Daemon, name: str = "g1") -> list[str]:

@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import nbd
@@ -28,11 +27,7 @@ WINDOW_SECONDS = 10.0
 MOST_WAKES = 8
 MOST_CPU_SECONDS = 0.1
 
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[daemons.Daemon]:
-    with daemons.directory() as root, daemons.serving(root) as running:
-        yield running
+daemon = daemons.shared()
 
 
 def rollup(pid: int, field: str) -> int:

@@ -114,8 +114,8 @@ def test_a_late_write_error_without_direct_io_is_noticed(
         made = engine.Engine.prepare(settings)
         try:
             os.fsync(made.spill_fd)
-            made.segments.set_budget(1 << 40, 0)
-            made.segments.populate_now(6)
+            made.segments.ram.set_budget(1 << 40, 0)
+            made.moves.populate(6)
             made.log.write_bytes(noise, 0)
             with store.refusing("write"):
                 assert made.moves.spill(0, 1, False) < 0

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from swaptide.cache import engine, geometry, keys, movers, places
+from swaptide.cache import engine, geometry, keys, places, planning
 
 PAGE = 4096
 SIZE = 24 << 20
@@ -97,7 +97,7 @@ class Hand:
 
     def _open(self) -> engine.Engine:
         made = engine.Engine.prepare(self.settings)
-        made.segments.set_budget(1 << 40, 0)
+        made.segments.ram.set_budget(1 << 40, 0)
         return made
 
     def again(self) -> None:
@@ -107,9 +107,9 @@ class Hand:
 
     def room(self, slots: int = 8) -> None:
         """Have so many free slots: nobody makes any while a write waits."""
-        free = movers.Snapshot(*self.made.segments.snapshot()).free
+        free = planning.Snapshot(*self.made.segments.snapshot()).free
         if free < slots:
-            self.made.segments.populate_now(slots - free)
+            self.made.moves.populate(slots - free)
 
     def write(self, pages: Iterable[int], make: Callable[[int], bytes], version: int = 0) -> None:
         """Fill pages, one at a time."""

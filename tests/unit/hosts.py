@@ -37,12 +37,12 @@ def disk(
     weight: int = 100,
     reads: tuple[int, ...] = ages_of(),
     live: tuple[int, ...] | None = None,
-    degraded: bool = False,
+    stuck: bool = False,
     written: int = 0,
 ) -> samples.Disk:
     live = ages_of((20, 4 * GIB)) if live is None else live
     target = ram if target is None else target
-    return samples.Disk(name, ram, target, cap, floor, weight, reads, live, 0, degraded, written)
+    return samples.Disk(name, ram, target, cap, floor, weight, reads, live, 0, stuck, written)
 
 
 def sample(at: float, free: int, *disks: samples.Disk, reserve: int = GIB) -> samples.Sample:

@@ -33,6 +33,8 @@ DISK: dict[str, Any] = {
     "name": "g1",
     "state": "running",
     "pid": 7,
+    "version": swaptide.__version__,
+    "user": "2130706432",
     "log": "/run/x/g1.log",
     "error": None,
     "size_bytes": GIB,

@@ -118,10 +118,13 @@ def test_a_sample_says_what_is_there(bench: Bench) -> None:
         bench.plugins["g1"].put(name, value)
     bench.plugins["g1"].put("degraded", 1)
     bench.step()
-    (sample,) = bench.seen
+    bench.plugins["g1"].put("usable_stores", 1)
+    bench.step()
+    sample, later = bench.seen
+    assert not later.disks[0].stuck, "the other one of its two stores works"
     assert sample.rooms == (samples.Room("host", GIB, 8 * GIB, 64 * MIB),)
     (disk,) = sample.disks
-    assert (disk.name, disk.weight, disk.degraded) == ("g1", 7, True)
+    assert (disk.name, disk.weight, disk.stuck) == ("g1", 7, True)
     assert (disk.target_bytes, disk.cap_bytes, disk.floor_bytes) == (64 * MIB, 64 * MIB, 16 * MIB)
     assert (disk.missed_pages, disk.written_bytes) == (5, 9)
     assert disk.ram_bytes == bench.members[0].state.state_blocks_bytes() + 2 * MIB
@@ -256,6 +259,36 @@ def test_reservations_are_in_the_sample(bench: Bench) -> None:
         bench.members[0] = census.Member("g1", bench.members[0].state, 100, False)
         bench.controller._step_safely()
         assert bench.seen[-1].held_bytes == GIB + 16 * MIB
+
+    run(body)
+
+
+@pytest.mark.parametrize("hindrance", ["degraded", "frozen"])
+def test_what_a_disk_cannot_give_is_not_waited_for(bench: Bench, hindrance: str) -> None:
+    able, hindered = bench.disk("able"), bench.disk("hindered")
+    if hindrance == "frozen":
+        hindered.set_frozen(True)
+    else:
+        bench.plugins["hindered"].put("degraded", 1)
+    # What would come back at once, or by packing, if anybody asked for it.
+    bench.plugins["hindered"].put("droppable_bytes", 40 * MIB)
+    bench.plugins["hindered"].put("packable_bytes", 40 * MIB)
+    above = bench.members[0].state.ram_bytes(able.counters()) - 16 * MIB
+
+    async def asked(size: int) -> desk.Standing:
+        task = asyncio.create_task(bench.desk.reserve(GIB + size, 20.0, 60.0, lambda standing: None))
+        await asyncio.sleep(0)
+        bench.controller._step_safely()
+        await asyncio.sleep(0)
+        if not task.done():
+            task.cancel()
+        return await task
+
+    async def body() -> None:
+        refused = await asked(above + 1)
+        assert refused.verdict is desk.Verdict.IMPOSSIBLE and refused.reclaimable_bytes == above
+        with pytest.raises(asyncio.CancelledError):  # it waits
+            await asked(above)
 
     run(body)
 

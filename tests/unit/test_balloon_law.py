@@ -108,7 +108,7 @@ class Recorded:
                 tick = self.chance.choice((0.1, 0.25, 0.25, 1.0))
                 at += tick
                 disks = tuple(
-                    msgspec.structs.replace(each.at(at, tick, self.chance), floor_bytes=floor, degraded=bad)
+                    msgspec.structs.replace(each.at(at, tick, self.chance), floor_bytes=floor, stuck=bad)
                     for each, floor, bad in zip(self.disks, self.floors, self.bad, strict=True)
                 )
                 rooms = (hosts.room(free), hosts.room(free // 2 + GIB, 8 * GIB, 256 * MIB, "cgroup"))

@@ -72,13 +72,13 @@ def test_a_swap_that_cannot_be() -> None:
 
 caches = some.lists(
     some.builds(
-        lambda floor, above, clean, packs, weight, degraded: (
+        lambda floor, above, clean, packs, weight, stuck: (
             floor,
             floor + above,
             int(clean * (floor + above)),
             int(packs * (1 - clean) * (floor + above)),
             weight,
-            degraded,
+            stuck,
         ),
         some.integers(17 * MIB, 100 * MIB),
         some.integers(0, 1 << 36),
@@ -91,8 +91,8 @@ caches = some.lists(
     max_size=8,
 ).map(
     lambda rows: [
-        plan.Cache(f"g{at}", ram, ram, floor, clean, packs, weight, degraded)
-        for at, (floor, ram, clean, packs, weight, degraded) in enumerate(rows)
+        plan.Cache(f"g{at}", ram, ram, floor, clean, packs, weight, stuck)
+        for at, (floor, ram, clean, packs, weight, stuck) in enumerate(rows)
     ]
 )
 

@@ -152,15 +152,15 @@ def test_what_is_held_is_not_grown_into() -> None:
     assert hosts.licences(seen, decide(seen)) == hosts.debt(seen)
 
 
-def test_a_degraded_disk_is_not_counted_on() -> None:
-    seen = sample(0, GIB - 400 * MIB, disk("bad", degraded=True), disk("good"))
+def test_a_stuck_disk_is_not_counted_on() -> None:
+    seen = sample(0, GIB - 400 * MIB, disk("bad", stuck=True), disk("good"))
     assert hosts.after(seen, decide(seen)) == {"bad": GIB, "good": GIB - 400 * MIB}
 
 
-def test_a_degraded_disk_does_not_grow_but_keeps_what_it_may() -> None:
-    calm = sample(0, 8 * GIB, disk("bad", target=3 * GIB // 2, degraded=True))
+def test_a_stuck_disk_does_not_grow_but_keeps_what_it_may() -> None:
+    calm = sample(0, 8 * GIB, disk("bad", target=3 * GIB // 2, stuck=True))
     assert not decide(calm).targets
-    short = sample(0, GIB, disk("bad", target=3 * GIB // 2, degraded=True))
+    short = sample(0, GIB, disk("bad", target=3 * GIB // 2, stuck=True))
     assert decide(short).targets == {"bad": GIB}
 
 

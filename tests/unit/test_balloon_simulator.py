@@ -27,8 +27,8 @@ def test_a_cache_gives_back_at_its_speed_and_the_room_has_it() -> None:
     assert rams[-1] <= 512 * MIB and found[-1].spare_bytes >= 0
 
 
-def test_a_degraded_cache_gives_nothing_back() -> None:
-    found = replay(quiet(512 * MIB, disk(degraded=True)))
+def test_a_stuck_cache_gives_nothing_back() -> None:
+    found = replay(quiet(512 * MIB, disk(stuck=True)))
     assert {moment.disks["g1"].ram_bytes for moment in found} == {GIB}
 
 

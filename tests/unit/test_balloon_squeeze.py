@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from swaptide.balloon import squeeze
-from swaptide.cache import geometry, movers
+from swaptide.cache import geometry, planning
 from swaptide.cache.face import Limits, StateFace
 from tests.unit.plugins import Plugin
 
@@ -243,6 +243,7 @@ def speeds(**changed: int) -> dict[str, int]:
         "pack_bytes_per_second": 300 * MIB,
         "spill_bytes_per_second": 700 * MIB,
         "degraded": 0,
+        "usable_stores": 0,
         **changed,
     }
 
@@ -262,6 +263,7 @@ def speeds(**changed: int) -> dict[str, int]:
         ({}, 1431, 31, 2.0),  # nothing is packed below 32 MiB
         ({"degraded": 1}, 856, 256, None),
         ({"degraded": 1}, 556, 256, 1.0),
+        ({"degraded": 1, "usable_stores": 1}, 1256, 256, 1.0),  # of two
         ({"spill_bytes_per_second": 0, "pack_bytes_per_second": 0}, 300, 256, None),
         ({"degraded": 1, "droppable_bytes": 600 * MIB}, 856, 256, 0.0),
     ],
@@ -272,4 +274,4 @@ def test_the_estimate(changed: dict[str, int], used: int, target: int, seconds: 
 
 
 def test_the_movers_do_not_pack_below_the_same_size() -> None:
-    assert squeeze.PACK_LEAST_BYTES == movers.PACK_LEAST_SLOTS * geometry.SEGMENT_BYTES
+    assert squeeze.PACK_LEAST_BYTES == planning.PACK_LEAST_SLOTS * geometry.SEGMENT_BYTES

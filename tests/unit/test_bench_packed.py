@@ -81,7 +81,8 @@ def test_a_disk_without_pages_has_no_cost_for_each() -> None:
 def test_arrays_are_those_of_the_core() -> None:
     core = pathlib.Path(__file__).parents[2] / "cache"
     sizes = {"n": 0, "map.ram_slots": 0, "slots": 0}
-    for line in ((core / "segments.pyx").read_text() + (core / "slots.pyx").read_text()).splitlines():
+    rooms = ("segments.pyx", "agelists.pyx", "ramslots.pyx", "slots.pyx")
+    for line in "".join((core / name).read_text() for name in rooms).splitlines():
         if "> calloc(" in line:
             count, size = line.partition("calloc(")[2].rstrip(")").split(", ")
             sizes[count] += int(size)

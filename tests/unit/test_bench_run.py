@@ -74,7 +74,7 @@ def test_list_names_all_rows(tmp_path: pathlib.Path) -> None:
 
 def test_the_real_rows_can_be_listed() -> None:
     rows = run.collect(run.MODULES)
-    groups = {"nbd", "cap", "reclaim", "remote", "guest", "memory", "scrape", "scale", "neighbour"}
+    groups = {"nbd", "cap", "reclaim", "remote", "guest", "memory", "scrape", "scale", "neighbour", "move"}
     assert rows and {row.group for row in rows} <= groups
 
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from swaptide.cache import ages, engine, geometry, movers
+from swaptide.cache import ages, engine, geometry, planning, survey
 from swaptide.cache.face import StateFace
+from swaptide.cache.segments import Segments
 from tests.unit.hands import (
     DIRTY,
     DISK,
@@ -83,7 +84,7 @@ def test_the_header_has_a_page_for_them() -> None:
 def told(hand: Hand) -> ages.Ages:
     """What the state file says, the living counted now."""
     assert hand.settings.state is not None
-    hand.made.segments.count_ages()
+    survey.count_ages(hand.made.segments)
     with StateFace(hand.settings.state) as face:
         return face.ages()
 
@@ -137,7 +138,7 @@ def test_what_is_read_and_what_lives_is_counted_in_every_tier(hand: Hand) -> Non
     check_live(hand)
     hand.write(range(5, 8 * PIECES, 3), text, 2)
     hand.room(10)
-    assert hand.made.moves.clean(True, movers.CLEAN_DISK_BYTES, 3, False) > 0
+    assert hand.made.moves.clean(True, planning.CLEAN_DISK_BYTES, 3, False) > 0
     check_reads(hand, 4)
     check_live(hand)
     before = told(hand)
@@ -223,7 +224,7 @@ def test_what_movers_move_keeps_its_age(hand: Hand) -> None:
     hand.room(10)
     cleaned = set()
     # One by one: in the middle of several, numbers come round.
-    while hand.made.moves.clean(True, movers.CLEAN_DISK_BYTES, 1, False) == 1:
+    while hand.made.moves.clean(True, planning.CLEAN_DISK_BYTES, 1, False) == 1:
         cleaned |= origins.moved()
     origins.check(cleaned)
     clock = hand.made.counter("log_clock")
@@ -236,23 +237,21 @@ def test_what_movers_move_keeps_its_age(hand: Hand) -> None:
     hand.check()
 
 
-def test_what_lives_is_told_at_most_once_a_second(tmp_path: pathlib.Path) -> None:
+def test_what_lives_is_told_at_most_once_a_second(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = engine.Engine.prepare(engine.Settings(size_bytes=SIZE, ram_bytes=96 << 20, spill=tmp_path / "s"))
-    calls = []
+    calls: list[float] = []
+    count = survey.count_ages
 
-    class Counting:
-        """The disk's segments, whose calls are noted."""
+    def noted(segments: Segments) -> None:
+        calls.append(time.monotonic())
+        count(segments)
 
-        def __getattr__(self, name: str) -> object:
-            if name == "count_ages":
-                calls.append(time.monotonic())
-            return getattr(disk.segments, name)
-
+    monkeypatch.setattr(survey, "count_ages", noted)
     disk.start()
     try:
-        governor = disk._governor
-        assert governor is not None
-        governor._segments = Counting()  # type: ignore[assignment]
+        calls.clear()
         begun = time.monotonic()
         page = 0
         while time.monotonic() - begun < 2.5 or not calls:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from swaptide.cache import engine, geometry, keys, memory, movers
+from swaptide.cache import engine, geometry, keys, memory, movers, planning
 from tests.unit import hands
 
 SEGMENT = geometry.SEGMENT_BYTES
@@ -27,7 +27,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def fits(made: engine.Engine) -> bool:
     """Whether the disk has no more RAM slots than it may."""
-    now = movers.Snapshot(*made.segments.snapshot())
+    now = planning.Snapshot(*made.segments.snapshot())
     return now.populated <= now.limit
 
 
@@ -35,13 +35,18 @@ def test_staging_buffers_go_and_come_again(hand: hands.Hand) -> None:
     moves = hand.made.moves
     hand.write(range(3 * hands.PIECES), hands.noise)
     before = memory.anonymous_bytes(pathlib.Path("/proc/self"))
-    moves.unstage()
+    moves.spiller.unstage()
     # The kernel counts RssAnon in batches.
     given = before - memory.anonymous_bytes(pathlib.Path("/proc/self"))
-    assert given >= (movers.SPILLERS - 1) * SEGMENT - (1 << 20)
-    assert [moves.is_staged(worker) for worker in range(movers.SPILLERS)] == [True, False, False, False]
+    assert given >= (planning.SPILLERS - 1) * SEGMENT - (1 << 20)
+    assert [moves.spiller.is_staged(worker) for worker in range(planning.SPILLERS)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert moves.spill(0, 1, True) == 1
-    assert moves.stage(3) and moves.is_staged(3) and not moves.is_staged(2)
+    assert moves.spiller.stage(3) and moves.spiller.is_staged(3) and not moves.spiller.is_staged(2)
     assert moves.spill(3, 1, True) == 1
     hand.check()
 
@@ -53,9 +58,9 @@ def test_open_segments_without_contents_are_freed(hand: hands.Hand) -> None:
     assert segments.seal_dead() == 0  # packers', solid and the guest's hold something
     hand.check()
     hand.write(range(2 * hands.PIECES), lambda _key: bytes(hands.PAGE))  # takes no room
-    before = movers.Snapshot(*segments.snapshot())
+    before = planning.Snapshot(*segments.snapshot())
     assert segments.seal_dead() >= 2
-    after = movers.Snapshot(*segments.snapshot())
+    after = planning.Snapshot(*segments.snapshot())
     assert after.free == after.populated > before.free
     assert segments.seal_dead() == 0
     hand.write(range(hands.PIECES), hands.mixed, 1)
@@ -68,6 +73,7 @@ class Staging:
     def __init__(self, gives: bool) -> None:
         self.gives = gives
         self.done: list[str] = []
+        self.spiller = self
 
     def packed_bytes(self) -> int:
         return 0
@@ -138,7 +144,7 @@ def test_a_calm_disk_tells_once_that_it_is_wanted_again() -> None:
         told: list[int] = []
         mover = movers.Movers(cast(Any, Staging(True)), cast(Any, None), -1)
         mover.stirred = lambda: told.append(1)
-        at_rest = movers.Snapshot(*range(len(movers.Snapshot._fields)))
+        at_rest = planning.Snapshot(*range(len(planning.Snapshot._fields)))
         mover._note(at_rest)
         assert not told  # it was not calm
         mover._calm_since -= movers.CALM_AFTER_SECONDS
@@ -168,8 +174,8 @@ def test_a_disk_at_rest_gives_its_buffers_back_and_writes_out_again(
             wait_for(lambda: fits(made))
             assert made.counter("spill_written_bytes") > 0
             made.set_target(256 << 20)
-            wait_for(lambda: not any(made.moves.is_staged(n) for n in range(1, movers.SPILLERS)))
-            assert made.moves.is_staged(0)
+            wait_for(lambda: not any(made.moves.spiller.is_staged(n) for n in range(1, planning.SPILLERS)))
+            assert made.moves.spiller.is_staged(0)
             for page in range(SIZE // hands.PAGE // 2):
                 found = made.log.read_bytes(hands.PAGE, page * hands.PAGE)
                 assert found == hands.noise(page + version), page

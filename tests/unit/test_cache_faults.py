@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from swaptide.cache import engine, face, geometry, keys, movers, statefile
+from swaptide.cache import engine, face, geometry, keys, planning, statefile
 from swaptide.cache.errors import BusyError, SetupError
 
 PAGE = 4096
@@ -85,8 +85,8 @@ def test_a_lost_write_is_an_error_not_what_lay_there_before(disk: Disk, tmp_path
     """Two segments in one disk slot, one after the other; the drive drops the write of the second."""
     made = disk.prepare(64 << 20)
     moves = made.moves
-    made.segments.set_budget(1 << 40, 0)
-    made.segments.populate_now(12)
+    made.segments.ram.set_budget(1 << 40, 0)
+    made.moves.populate(12)
     pieces = geometry.PIECES_PER_SEGMENT
 
     def write_segment(first: int) -> None:
@@ -143,7 +143,7 @@ def test_an_unreadable_disk_does_not_keep_dead_space_in_ram_from_being_used(disk
     load = Overwriter(made)
     try:
         assert wait_until(
-            lambda: movers.Snapshot(*made.segments.snapshot()).disk_free <= movers.DISK_LOW_LEAST
+            lambda: planning.Snapshot(*made.segments.snapshot()).disk_free <= planning.DISK_LOW_LEAST
         )
         real = os.dup(made.spill_fd)
         blind = os.open(disk.spill, os.O_WRONLY)
@@ -163,14 +163,14 @@ def test_a_restart_under_a_lower_target_finds_room_for_the_cleaner(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It died when only the cleaner could have gone on, with its slot unused; the target fell meanwhile."""
-    plan = movers.plan
+    plan = planning.plan
 
     def without_cleaner(
-        now: movers.Snapshot, busy: movers.Busy, wish: movers.Wish, _emptiest: int
-    ) -> movers.Plan:
+        now: planning.Snapshot, busy: planning.Busy, wish: planning.Wish, _emptiest: int
+    ) -> planning.Plan:
         return plan(now, busy, wish, geometry.CONTENT_BYTES)._replace(clean_disk=False)
 
-    monkeypatch.setattr(movers, "plan", without_cleaner)
+    monkeypatch.setattr(planning, "plan", without_cleaner)
     made = disk.prepare(FLOOR + 2 * SEGMENT)
     made.start()
     fill(made)
@@ -178,7 +178,7 @@ def test_a_restart_under_a_lower_target_finds_room_for_the_cleaner(
     assert wait_until(lambda: is_stuck(made)), made.segments.snapshot()
     load.stop()
     made.stop()
-    monkeypatch.setattr(movers, "plan", plan)
+    monkeypatch.setattr(planning, "plan", plan)
     with face.StateFace(disk.state) as opened:
         opened.set_limits(target_bytes=FLOOR)
     again = disk.prepare(FLOOR + 2 * SEGMENT)
@@ -193,7 +193,7 @@ def test_a_restart_under_a_lower_target_finds_room_for_the_cleaner(
 
 def is_stuck(made: engine.Engine) -> bool:
     """Writers wait, nothing is under way, and the disk slots that are left are the cleaner's."""
-    now = movers.Snapshot(*made.segments.snapshot())
+    now = planning.Snapshot(*made.segments.snapshot())
     return now.waiting > 0 and now.writing == 0 and now.clean == 0 and now.disk_free <= 4
 
 

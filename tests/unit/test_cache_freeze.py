@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swaptide.cache import engine, geometry, layout, movers
+from swaptide.cache import engine, geometry, layout, planning
 from tests.unit.hands import PAGE, PIECES, Hand, Maker, noise, text
 
 # However busy the machine is; what is waited for comes within milliseconds.
@@ -80,19 +80,19 @@ def test_writes_wait_for_the_thaw_and_reads_do_not(hand: Hand) -> None:
     hand.write(range(20), text)
     hand.room()
     segments = hand.made.segments
-    segments.set_frozen(True)
-    assert segments.is_still()
+    segments.turnstile.set_frozen(True)
+    assert segments.turnstile.is_still()
     before = tables(hand)
     whole = Call(lambda: hand.made.log.write_bytes(noise(1) * 3, 4 * PAGE))
     wait_for(lambda: hand.made.counter("frozen_waits") == 1)
     part = Call(lambda: hand.made.log.write_bytes(b"part", 9 * PAGE + 77))
     same = Call(lambda: hand.made.log.write_bytes(bytes(PAGE), 11 * PAGE))
     wait_for(lambda: hand.made.counter("frozen_waits") == 3)
-    assert segments.is_still()  # whoever waits holds nothing
+    assert segments.turnstile.is_still()  # whoever waits holds nothing
     hand.check()
     assert whole.is_alive() and part.is_alive() and same.is_alive()
     assert tables(hand) == before
-    segments.set_frozen(False)
+    segments.turnstile.set_frozen(False)
     for call in (whole, part, same):
         call.end()
         assert call.error is None
@@ -111,23 +111,23 @@ def test_no_move_begins(hand: Hand) -> None:
     hand.write(range(2 * PIECES, 4 * PIECES, 4), noise, 2)
     hand.room(10)
     assert moves.spill(0, 2, False) == 1  # clean, to be dropped
-    hand.made.segments.set_frozen(True)
+    hand.made.segments.turnstile.set_frozen(True)
     before = tables(hand)
     assert moves.pack(0, 0, False) == 0
     assert moves.strengthen(0) == 0
     assert moves.spill(0, 4, True) == 0
     assert moves.drop(4) == 0
-    assert moves.clean(False, movers.CLEAN_DISK_BYTES, 4, False) == 0
+    assert moves.clean(False, planning.CLEAN_DISK_BYTES, 4, False) == 0
     assert moves.populate(4) == 0
     assert moves.punch(4) == 0
     assert tables(hand) == before
     hand.check()
-    hand.made.segments.set_frozen(False)
+    hand.made.segments.turnstile.set_frozen(False)
     assert moves.drop(4) == 1
     assert moves.populate(4) == 4
     assert moves.punch(4) > 0
     assert moves.strengthen(0) == 1
-    assert moves.clean(False, movers.CLEAN_DISK_BYTES, 4, False) > 0
+    assert moves.clean(False, planning.CLEAN_DISK_BYTES, 4, False) > 0
     assert moves.pack(0, 0, False) > 0
     assert moves.spill(0, 4, True) > 0
     hand.check(1)
@@ -136,28 +136,28 @@ def test_no_move_begins(hand: Hand) -> None:
 @contextlib.contextmanager
 def without_a_slot(hand: Hand) -> Iterator[None]:
     """Nothing free, and nothing comes free."""
-    free = movers.Snapshot(*hand.made.segments.snapshot()).free
-    hand.made.segments.set_budget(0, 0)
-    hand.made.segments.set_keep_free(0)
+    free = planning.Snapshot(*hand.made.segments.snapshot()).free
+    hand.made.segments.ram.set_budget(0, 0)
+    hand.made.segments.ram.set_keep_free(0)
     assert hand.made.moves.punch(free) == free
     yield
-    hand.made.segments.set_budget(1 << 40, 0)
-    hand.made.segments.set_keep_free(1)
+    hand.made.segments.ram.set_budget(1 << 40, 0)
+    hand.made.segments.ram.set_keep_free(1)
 
 
 def test_who_waits_for_ram_waits_for_the_thaw_as_well_and_is_no_obstacle(hand: Hand) -> None:
     hand.write(range(PIECES), noise)
     with without_a_slot(hand):
         write = Call(lambda: hand.made.log.write_bytes(text(5), 0))
-        wait_for(lambda: movers.Snapshot(*hand.made.segments.snapshot()).waiting)
-        hand.made.segments.set_frozen(True)
-        wait_for(hand.made.segments.is_still)
+        wait_for(lambda: planning.Snapshot(*hand.made.segments.snapshot()).waiting)
+        hand.made.segments.turnstile.set_frozen(True)
+        wait_for(hand.made.segments.turnstile.is_still)
         wait_for(lambda: hand.made.counter("frozen_waits") == 1)
-    hand.made.segments.populate_now(4)
+    hand.made.moves.populate(4)
     assert write.is_alive()
     hand.check()
-    hand.made.segments.set_frozen(False)
-    hand.made.segments.populate_now(4)
+    hand.made.segments.turnstile.set_frozen(False)
+    hand.made.moves.populate(4)
     write.end()
     assert hand.made.log.read_bytes(PAGE, 0) == text(5)
 
@@ -166,24 +166,24 @@ def test_the_cleaner_that_waits_for_a_slot_gives_up(hand: Hand) -> None:
     hand.write(range(3 * PIECES), noise)
     hand.write(range(0, 2 * PIECES, 2), noise, 1)
     with without_a_slot(hand):
-        clean = Call(lambda: hand.made.moves.clean(False, movers.CLEAN_DISK_BYTES, 8, False))
-        wait_for(lambda: movers.Snapshot(*hand.made.segments.snapshot()).cleaner_waits)
-        hand.made.segments.set_frozen(True)
+        clean = Call(lambda: hand.made.moves.clean(False, planning.CLEAN_DISK_BYTES, 8, False))
+        wait_for(lambda: planning.Snapshot(*hand.made.segments.snapshot()).cleaner_waits)
+        hand.made.segments.turnstile.set_frozen(True)
         assert clean.end() == 0
         hand.check()
-        hand.made.segments.set_frozen(False)
+        hand.made.segments.turnstile.set_frozen(False)
     hand.room(10)
-    assert hand.made.moves.clean(False, movers.CLEAN_DISK_BYTES, 8, False) > 0
+    assert hand.made.moves.clean(False, planning.CLEAN_DISK_BYTES, 8, False) > 0
     hand.check()
 
 
 def test_the_end_lets_waiting_writers_go(disks: Maker) -> None:
     hand = disks()
     hand.write(range(3), noise)
-    hand.made.segments.set_frozen(True)
+    hand.made.segments.turnstile.set_frozen(True)
     write = Call(lambda: hand.made.log.write_bytes(text(1), 0))
     wait_for(lambda: hand.made.counter("frozen_waits") == 1)
-    hand.made.segments.stop()
+    hand.made.segments.turnstile.stop()
     write.end()
     assert write.error is not None and write.error.errno == errno.ESHUTDOWN
     hand.again()
@@ -237,7 +237,7 @@ def standing(disk: engine.Engine) -> tuple[object, ...]:
 def test_nothing_moves_however_low_the_target_is(disk: engine.Engine) -> None:
     freeze(disk)
     disk.set_target(FLOOR)
-    disk.segments.set_budget(FLOOR, 0)
+    disk.segments.ram.set_budget(FLOOR, 0)
     wait_for(lambda: disk.counter("target_seen_bytes") == FLOOR)
     # The limit that follows from the target is published with the next counters.
     wait_for(lambda: disk.counter("ram_slots_limit") < disk.counter("ram_slots_used") - 10)

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from swaptide.cache import geometry, movers
+from swaptide.cache import geometry, planning, survey
 from tests.unit.hands import (
     CLEAN,
     DIRTY,
@@ -148,7 +148,7 @@ def test_packed_segments_are_cleaned(hand: Hand, on_disk: bool) -> None:
     sources = {number for number, part in hand.parts().items() if part.state in (DIRTY, DISK)}
     hand.write((page for page in range(6 * PIECES) if page % 4), noise, 1)
     hand.room(10)
-    done = hand.made.moves.clean(on_disk, movers.CLEAN_DISK_BYTES, 50, False)
+    done = hand.made.moves.clean(on_disk, planning.CLEAN_DISK_BYTES, 50, False)
     assert done >= len(sources) and hand.made.counter("cleaned_pages") > 0
     assert bool(hand.made.counter("cleaned_disk_segments")) == on_disk
     hand.check()
@@ -203,7 +203,7 @@ def test_a_damaged_chunk_costs_exactly_the_pages_that_touch_it(disks: Maker, enc
     hand.write((page for page in inside if page not in lost and page % 3), sparse, 1)
     hand.room(10)
     for _ in range(2):
-        hand.made.moves.clean(True, movers.CLEAN_DISK_BYTES, 50, False)
+        hand.made.moves.clean(True, planning.CLEAN_DISK_BYTES, 50, False)
     assert hand.unreadable() == lost
     assert set(pages_in(hand, segment)) == lost
     for page in lost:
@@ -232,7 +232,7 @@ def test_a_damaged_reverse_map_costs_nothing(hand: Hand, where: str) -> None:
     hand.write((page for page in inside if page not in lost and page % 3 == 0), sparse, 1)
     hand.room(10)
     for _ in range(2):  # it stops at what it cannot read
-        hand.made.moves.clean(True, movers.CLEAN_DISK_BYTES, 50, False)
+        hand.made.moves.clean(True, planning.CLEAN_DISK_BYTES, 50, False)
     assert {page for page, home in inside.items() if hand.home(page) == home} == lost
     assert hand.unreadable() == lost
 
@@ -241,11 +241,11 @@ def test_a_damaged_reverse_map_costs_nothing(hand: Hand, where: str) -> None:
 def test_a_packer_with_no_slot_gives_up_and_loses_nothing(hand: Hand, slots: int) -> None:
     """With two there is none for it, with three none for what does not shrink, in the middle of a segment."""
     hand.write(range(6 * PIECES), lambda key: (text if key % 2 else noise)(key))
-    hand.made.segments.set_keep_free(slots)
-    hand.made.segments.set_budget(0, 0)
+    hand.made.segments.ram.set_keep_free(slots)
+    hand.made.segments.ram.set_budget(0, 0)
     hand.made.moves.punch(0)
-    assert movers.Snapshot(*hand.made.segments.snapshot()).free == slots
-    hand.made.segments.set_budget(1 << 40, 0)
+    assert planning.Snapshot(*hand.made.segments.snapshot()).free == slots
+    hand.made.segments.ram.set_budget(1 << 40, 0)
     for _ in range(3):
         assert hand.made.moves.pack(0, 0, False) == -errno.EAGAIN
     assert bool(hand.made.counter("packed_total_pages")) == (slots > 2)
@@ -290,7 +290,7 @@ def test_every_state_of_a_segment_is_taken_over(hand: Hand) -> None:
     hand.made.moves.spill(0, 1, False)
     hand.made.moves.drop(1)
     hand.write(range(0, 3 * PIECES, 2), text, 1)
-    hand.made.moves.clean(False, movers.CLEAN_DISK_BYTES, 1, False)
+    hand.made.moves.clean(False, planning.CLEAN_DISK_BYTES, 1, False)
     parts = hand.parts().values()
     assert {part.state for part in parts} >= {OPEN, DIRTY, CLEAN, DISK}
     assert len([part for part in parts if part.state == OPEN]) >= 4
@@ -322,7 +322,7 @@ def test_nothing_is_gained_by_cleaning_what_is_full(
             hand.made.log.write_bytes(make(page), page * PAGE)
         hand.pack(strong)
     hand.made.segments.seal_packers()
-    full, weight = 0, hand.made.segments.emptiest_in_ram()
+    full, weight = 0, survey.emptiest_in_ram(hand.made.segments)
     for segment in {hand.home(page).segment for page in range(0, pages, 97)}:
         part = hand.part(segment)
         room = geometry.CONTENT_BYTES - part.fill - 4 * part.pieces
@@ -330,10 +330,10 @@ def test_nothing_is_gained_by_cleaning_what_is_full(
     assert full >= 1
     # What was sealed early is the only one to gain from: once.
     hand.room(20)
-    assert hand.made.moves.clean(False, movers.CLEAN_DISK_BYTES, 50, False) <= 4
+    assert hand.made.moves.clean(False, planning.CLEAN_DISK_BYTES, 50, False) <= 4
     hand.ebb()
     hand.room(20)
-    assert hand.made.moves.clean(True, movers.CLEAN_DISK_BYTES, 50, False) <= 4
+    assert hand.made.moves.clean(True, planning.CLEAN_DISK_BYTES, 50, False) <= 4
     assert weight <= geometry.CONTENT_BYTES
     for page in range(0, pages, 31):
         assert hand.made.log.read_bytes(PAGE, page * PAGE) == make(page)
@@ -347,21 +347,21 @@ def test_what_died_while_it_was_open_is_free_when_it_is_closed(hand: Hand) -> No
     assert hand.part(packed).state == OPEN and hand.part(packed).flags & PACKED_FLAG
     hand.write(range(PIECES), noise, 1)
     assert hand.part(packed).state == OPEN
-    before = movers.Snapshot(*hand.made.segments.snapshot())
+    before = planning.Snapshot(*hand.made.segments.snapshot())
     hand.made.segments.seal_packers()
     assert hand.part(packed).state == FREE
-    assert movers.Snapshot(*hand.made.segments.snapshot()).free == before.free + 1
+    assert planning.Snapshot(*hand.made.segments.snapshot()).free == before.free + 1
 
 
 def test_a_segment_that_the_guest_left_half_full_is_closed_and_packs(hand: Hand) -> None:
     hand.write(range(PIECES // 2), text)
     left = hand.home(0).segment
-    fill = movers.Snapshot(*hand.made.segments.snapshot()).guest_fill
+    fill = planning.Snapshot(*hand.made.segments.snapshot()).guest_fill
     assert fill == PIECES // 2 * PAGE == hand.part(left).fill
     hand.made.segments.seal_guest(fill - PAGE)  # it was written to since
     assert hand.part(left).state == OPEN and hand.pack() == 0
     hand.made.segments.seal_guest(fill)
-    assert movers.Snapshot(*hand.made.segments.snapshot()).guest_fill == 0
+    assert planning.Snapshot(*hand.made.segments.snapshot()).guest_fill == 0
     assert hand.part(left).state == DIRTY and hand.pack() == 1
     assert hand.part(left).state == FREE
     hand.check()
@@ -373,7 +373,7 @@ def test_a_segment_that_the_guest_left_half_full_is_closed_and_packs(hand: Hand)
 
 def test_every_head_of_the_packers_is_seen_and_closed(hand: Hand) -> None:
     def is_open() -> bool:
-        return bool(movers.Snapshot(*hand.made.segments.snapshot()).packers_open)
+        return bool(planning.Snapshot(*hand.made.segments.snapshot()).packers_open)
 
     hand.write(range(2 * PIECES), text)
     assert not is_open()
@@ -427,29 +427,29 @@ class Chance:
     def pack(self, key: int) -> None:
         for _ in range(1 + key % 3):
             self.hand.room(key % 4 + 2)
-            self.hand.made.moves.pack(key % movers.PACKERS, key % 2, bool(key % 5 == 0))
+            self.hand.made.moves.pack(key % planning.PACKERS, key % 2, bool(key % 5 == 0))
 
     def strengthen(self, key: int) -> None:
         self.hand.room(4)
-        self.hand.made.moves.strengthen(key % movers.PACKERS)
+        self.hand.made.moves.strengthen(key % planning.PACKERS)
 
     def seal(self, key: int) -> None:
         segments = self.hand.made.segments
         if key % 2:
             segments.seal_packers()
         else:
-            segments.seal_guest(movers.Snapshot(*segments.snapshot()).guest_fill)
+            segments.seal_guest(planning.Snapshot(*segments.snapshot()).guest_fill)
 
     def spill(self, key: int) -> None:
         for _ in range(1 + key % 4):
-            self.hand.made.moves.spill(key % movers.SPILLERS, 1, False)
+            self.hand.made.moves.spill(key % planning.SPILLERS, 1, False)
 
     def drop(self, key: int) -> None:
         self.hand.made.moves.drop(1 + key % 4)
 
     def clean(self, key: int) -> None:
         self.hand.room(10)
-        below = movers.CLEAN_DISK_BYTES if key & 4 else movers.CLEAN_RAM_BYTES
+        below = planning.CLEAN_DISK_BYTES if key & 4 else planning.CLEAN_RAM_BYTES
         self.hand.made.moves.clean(bool(key & 1), below, 1 + key % 3, bool(key & 2))
 
     def restart(self, _key: int) -> None:

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swaptide.cache import geometry, movers
+from swaptide.cache import geometry, planning
 
 FULL = geometry.CONTENT_BYTES
 
 
-def snapshot(**changes: int) -> movers.Snapshot:
+def snapshot(**changes: int) -> planning.Snapshot:
     """A disk at rest in the middle of its limits."""
-    rest = movers.Snapshot(
+    rest = planning.Snapshot(
         limit=100,
         populated=50,
         free=6,
@@ -31,19 +31,19 @@ def snapshot(**changes: int) -> movers.Snapshot:
     return rest._replace(**changes)
 
 
-NOTHING = movers.Busy()
-NO_WISH = movers.Wish()
+NOTHING = planning.Busy()
+NO_WISH = planning.Wish()
 
 
-def planned(wish: movers.Wish = NO_WISH, busy: movers.Busy = NOTHING, /, **changes: int) -> movers.Plan:
+def planned(wish: planning.Wish = NO_WISH, busy: planning.Busy = NOTHING, /, **changes: int) -> planning.Plan:
     """What is planned for a disk at rest but for some changes, `emptiest` among them."""
     emptiest = changes.pop("emptiest", FULL)
-    return movers.plan(snapshot(**changes), busy, wish, emptiest)
+    return planning.plan(snapshot(**changes), busy, wish, emptiest)
 
 
 def test_a_disk_at_rest_moves_nothing() -> None:
     todo = planned()
-    assert todo == movers.Plan()
+    assert todo == planning.Plan()
 
 
 def test_below_the_limit_free_slots_are_made_not_taken() -> None:
@@ -70,7 +70,7 @@ def test_clean_segments_are_dropped_before_any_is_written() -> None:
 
 def test_a_squeeze_gives_back_and_spills_with_all_hands() -> None:
     todo = planned(limit=10, clean=5)
-    assert todo.punch and todo.drop == 5 and todo.spill == movers.SPILLERS and todo.populate == 0
+    assert todo.punch and todo.drop == 5 and todo.spill == planning.SPILLERS and todo.populate == 0
 
 
 def test_what_a_trim_freed_is_given_back() -> None:
@@ -99,8 +99,8 @@ numbers = st.integers(0, 300)
 )
 def test_a_plan_never_asks_for_more_than_there_is(spilling: int, emptiest: int, **numbers: int) -> None:
     now = snapshot(**numbers)
-    todo = movers.plan(now, movers.Busy(spilling), movers.Wish(), emptiest)
-    assert 0 <= todo.spill <= min(movers.SPILLERS - spilling, now.dirty)
+    todo = planning.plan(now, planning.Busy(spilling), planning.Wish(), emptiest)
+    assert 0 <= todo.spill <= min(planning.SPILLERS - spilling, now.dirty)
     assert 0 <= todo.drop <= now.clean
     stuck = now.free + now.writing + now.clean + spilling == 0
     assert todo.populate >= 0
@@ -111,18 +111,18 @@ def test_a_plan_never_asks_for_more_than_there_is(spilling: int, emptiest: int, 
 @given(limit=st.integers(6, 300), dirty=st.integers(1, 300), clean=numbers, emptiest=st.integers(0, FULL))
 def test_over_the_limit_something_always_happens(limit: int, dirty: int, clean: int, emptiest: int) -> None:
     now = snapshot(limit=limit, populated=limit + 5, free=0, dirty=dirty, clean=clean)
-    todo = movers.plan(now, movers.Busy(), movers.Wish(), emptiest)
+    todo = planning.plan(now, planning.Busy(), planning.Wish(), emptiest)
     assert todo.spill or todo.drop or todo.punch or todo.clean_ram
 
 
 # With packing.
 
-LZ4 = movers.Wish(compress=True, demand=160.0, recent=160)
-QUIET = movers.Wish(compress=True)
-IDLE = movers.Wish(compress=True, clean=25, demand=160.0, recent=160, idle_core=True, idle_disk=True)
+LZ4 = planning.Wish(compress=True, demand=160.0, recent=160)
+QUIET = planning.Wish(compress=True)
+IDLE = planning.Wish(compress=True, clean=25, demand=160.0, recent=160, idle_core=True, idle_disk=True)
 
 
-def full(wish: movers.Wish = LZ4, busy: movers.Busy = NOTHING, /, **changes: int) -> movers.Plan:
+def full(wish: planning.Wish = LZ4, busy: planning.Busy = NOTHING, /, **changes: int) -> planning.Plan:
     """What is planned for a disk that is at its limit, with nothing packed yet."""
     at_limit = {"limit": 50, "populated": 50, "free": 4, "dirty": 44, "raw": 44, **changes}
     return planned(wish, busy, **at_limit)
@@ -145,12 +145,12 @@ def test_what_does_not_shrink_is_written_out_beside_the_packing() -> None:
 
 def test_in_a_hurry_there_is_packing_and_writing_out() -> None:
     todo = full(LZ4._replace(hurry=True), limit=20)
-    assert todo.pack > 0 and todo.spill == movers.SPILLERS
+    assert todo.pack > 0 and todo.spill == planning.SPILLERS
 
 
 def test_while_writers_wait_there_is_packing_and_writing_out() -> None:
     todo = full(waiting=4, free=1)
-    assert todo.pack == max(1, movers.CORES - 1) and todo.spill > 0
+    assert todo.pack == max(1, planning.CORES - 1) and todo.spill > 0
 
 
 def test_where_packers_have_no_slot_one_segment_is_written_out() -> None:
@@ -160,7 +160,7 @@ def test_where_packers_have_no_slot_one_segment_is_written_out() -> None:
 
 
 def test_packers_that_are_all_busy_are_not_given_more() -> None:
-    todo = full(LZ4, movers.Busy(packing=movers.PACKERS))
+    todo = full(LZ4, planning.Busy(packing=planning.PACKERS))
     assert todo.pack == 0
 
 
@@ -192,15 +192,15 @@ def test_nothing_is_packed_while_ram_is_plentiful(
 def test_from_three_quarters_on_an_idle_core_packs_ahead() -> None:
     changes = {"populated": 75, "free": 10, "dirty": 60, "raw": 60}
     assert planned(IDLE, **changes).pack == 1
-    assert planned(IDLE, movers.Busy(packing=1), **changes).pack == 0
+    assert planned(IDLE, planning.Busy(packing=1), **changes).pack == 0
     busy = planned(IDLE._replace(idle_core=False), **changes)
     assert busy.pack == 0 and busy.ahead  # it looks again soon
 
 
 def test_only_an_idle_disk_is_written_to_ahead() -> None:
     changes = {"populated": 60, "free": 10, "dirty": 50, "packed": 50}
-    assert planned(IDLE, **changes).spill == movers.AHEAD_WRITES
-    assert planned(IDLE, movers.Busy(spilling=1), **changes).spill == movers.AHEAD_WRITES - 1
+    assert planned(IDLE, **changes).spill == planning.AHEAD_WRITES
+    assert planned(IDLE, planning.Busy(spilling=1), **changes).spill == planning.AHEAD_WRITES - 1
     waits = planned(IDLE._replace(idle_disk=False), **changes)
     assert waits.spill == 0 and waits.ahead
     assert planned(IDLE, clean=25, **changes).spill == 0
@@ -219,7 +219,7 @@ def test_packing_anew_is_for_idle_cores_and_a_wish() -> None:
     assert planned(IDLE._replace(strengthen=True), **changes).strengthen
     assert not planned(IDLE, **changes).strengthen
     assert not planned(IDLE._replace(strengthen=True, idle_core=False), **changes).strengthen
-    assert not planned(IDLE._replace(strengthen=True), movers.Busy(packing=1), **changes).strengthen
+    assert not planned(IDLE._replace(strengthen=True), planning.Busy(packing=1), **changes).strengthen
 
 
 def test_what_is_kept_raw_is_what_the_guest_wrote_in_the_last_seconds() -> None:
@@ -233,26 +233,26 @@ def test_free_slots_are_given_back_before_anything_is_written_out() -> None:
     assert todo.punch and todo.spill == todo.drop == 0 and todo.keep_free == 1
     assert planned(limit=44, populated=50, free=6).spill == 1
     packs = planned(QUIET, limit=47, populated=50, free=6, raw=42)
-    assert packs.keep_free == movers.PACK_FREE_SLOTS and packs.pack and packs.spill == 0
+    assert packs.keep_free == planning.PACK_FREE_SLOTS and packs.pack and packs.spill == 0
     assert planned(limit=47, populated=50, free=6, waiting=1).spill > 0
 
 
 def test_what_the_guest_overwrites_is_kept_for_its_next_writes() -> None:
     assert planned(free=40).release > 0
-    assert planned(movers.Wish(recent=40), free=40).release == 0
+    assert planned(planning.Wish(recent=40), free=40).release == 0
 
 
 def test_nothing_is_packed_anew_while_there_are_slots_to_give_back() -> None:
-    wish = movers.Wish(strengthen=True, idle_core=True)
+    wish = planning.Wish(strengthen=True, idle_core=True)
     slots = {"limit": 6, "populated": 7, "free": 2, "dirty": 13, "raw": 0, "packed": 1}
     assert not planned(wish, **slots).strengthen and planned(wish, **slots).punch
 
 
 def test_a_disk_that_rested_keeps_two_free_slots() -> None:
     assert planned(free=6).release == 0
-    assert planned(movers.Wish(resting=True), free=6).release == 4
-    assert planned(movers.Wish(resting=True), free=2).release == 0
-    assert planned(movers.Wish(resting=True), free=6, waiting=1).release == 0
+    assert planned(planning.Wish(resting=True), free=6).release == 4
+    assert planned(planning.Wish(resting=True), free=2).release == 0
+    assert planned(planning.Wish(resting=True), free=6, waiting=1).release == 0
 
 
 def test_the_guests_segment_is_closed_where_all_else_is_packed_and_ram_is_scarce() -> None:
@@ -261,7 +261,7 @@ def test_the_guests_segment_is_closed_where_all_else_is_packed_and_ram_is_scarce
     assert not planned(QUIET, **{**changes, "guest_fill": 0}).seal_guest
     assert not planned(QUIET, **{**changes, "raw": 20, "packed": 50}).seal_guest
     assert not planned(QUIET, **{**changes, "populated": 70}).seal_guest
-    assert not planned(movers.Wish(), **changes).seal_guest
+    assert not planned(planning.Wish(), **changes).seal_guest
 
 
 @pytest.mark.parametrize("limit", range(6, 20))
@@ -273,7 +273,7 @@ def test_below_sixteen_slots_packers_hold_none(limit: int) -> None:
 
 
 def test_packers_hold_none_once_packing_is_switched_off() -> None:
-    assert planned(movers.Wish(), packers_open=1).seal_packers
+    assert planned(planning.Wish(), packers_open=1).seal_packers
 
 
 @given(
@@ -283,7 +283,7 @@ def test_packers_hold_none_once_packing_is_switched_off() -> None:
     shares=st.tuples(st.integers(0, 100), st.integers(0, 100)),
     dirty=st.integers(1, 300),
     wish=st.builds(
-        movers.Wish,
+        planning.Wish,
         *[st.booleans()] * 3,
         st.integers(0, 80),
         st.floats(0, 1000),
@@ -299,7 +299,7 @@ def test_over_the_limit_something_always_happens_with_packing_too(
     free: int,
     shares: tuple[int, int],
     dirty: int,
-    wish: movers.Wish,
+    wish: planning.Wish,
     emptiest: int,
     waiting: int,
 ) -> None:
@@ -308,8 +308,8 @@ def test_over_the_limit_something_always_happens_with_packing_too(
     changes = {"limit": limit, "populated": limit + above, "dirty": dirty, "raw": raw, "packed": packed}
     todo = planned(wish, emptiest=emptiest, free=free, waiting=waiting, **changes)
     assert todo.spill or todo.drop or todo.punch or todo.clean_ram or todo.pack
-    assert 0 <= todo.pack <= min(movers.PACKERS, raw)
-    assert 0 <= todo.spill <= min(movers.SPILLERS, dirty)
+    assert 0 <= todo.pack <= min(planning.PACKERS, raw)
+    assert 0 <= todo.spill <= min(planning.SPILLERS, dirty)
     if (wish.hurry and above >= free) or waiting:
         assert todo.spill or todo.clean_ram
     assert not todo.strengthen
@@ -318,4 +318,4 @@ def test_over_the_limit_something_always_happens_with_packing_too(
 @pytest.mark.parametrize("limit", range(6, 40))
 def test_the_wish_for_free_slots_fits_the_limit(limit: int) -> None:
     todo = planned(limit=limit, populated=limit, free=0, dirty=limit - 2)
-    assert 1 <= todo.spill <= movers.SPILLERS
+    assert 1 <= todo.spill <= planning.SPILLERS

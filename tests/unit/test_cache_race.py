@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from swaptide.cache import engine, geometry, idle, layout, memory, movers
+from swaptide.cache import engine, geometry, idle, layout, memory, planning
 
 PAGE = 4096
 SIZE = 12 << 20
@@ -158,7 +158,7 @@ def test_readers_writers_and_movers_in_parallel(
     # What a sanitizer keeps beside each byte is not the disk's; charged to it, that leaves no room to pack.
     monkeypatch.setattr(memory.Meter, "now_bytes", lambda self: self.start_bytes)
     monkeypatch.setattr(engine, "PACKERS", 2)
-    monkeypatch.setattr(movers, "PACKERS", 1)
+    monkeypatch.setattr(planning, "PACKERS", 1)
     packs = compress != "none"
     size = PACKED_SIZE if packs else SIZE
     disk = engine.Engine.prepare(

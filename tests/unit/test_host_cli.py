@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from swaptide.host import cli, paths
+from swaptide.host import ending, paths
 
 COMMAND = [sys.executable, "-P", "-m", "swaptide.host.cli"]
 
@@ -62,7 +62,7 @@ def test_arguments_that_are_hostile_are_one_line() -> None:
     ("error", "said"),
     [
         (FileNotFoundError(2, "No such file or directory", "/x"), "/x: No such file or directory"),
-        (OSError(28, "No space left on device", b"/a\xff"), "/a\udcff: No space left on device"),
+        (OSError(28, "No space left on device", b"/a\xff"), "/a\\udcff: No space left on device"),
         (OSError(18, "Invalid cross-device link", "/a", None, "/b"), "/a -> /b: Invalid cross-device link"),
         (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
         (OSError("just\nthis"), "just this"),
@@ -70,13 +70,17 @@ def test_arguments_that_are_hostile_are_one_line() -> None:
     ],
 )
 def test_an_error_of_the_system_names_the_file_first(error: OSError, said: str) -> None:
-    assert cli._one_line(error) == said
+    assert ending.one_line(error) == said
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: pathlib.Path) -> None:
     for path, why in (("/no/such", "No such file or directory"), (str(tmp_path), "Is a directory")):
         done = run("simulate", path)
-        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"swaptide: {path}: {why}\n")
+        assert (done.returncode, done.stdout, done.stderr) == (
+            1,
+            "",
+            f"swaptide: {path}: {why}; name another file\n",
+        )
 
 
 def test_show_config_needs_nothing() -> None:

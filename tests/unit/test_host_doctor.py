@@ -194,6 +194,10 @@ def test_a_good_disk(check: Callable[..., Iterable[Finding]]) -> None:
         (checks_disks.disk_state, {"state": "degraded", "error": "why"}, {}, "bad", "store fails: why"),
         (checks_disks.disk_state, {"spill_read_errors": 3}, {}, "bad", "3 reads"),
         (checks_disks.disk_state, {"restarts": 3}, {}, "warn", "died 3 times"),
+        (checks_disks.disk_process, {"version": "0.0.1"}, {}, "warn", "pid 7 is version 0.0.1, this is"),
+        (checks_disks.disk_process, {"version": None}, {}, "warn", "pid 7 is version an older one"),
+        (checks_disks.disk_process, {"user": "root"}, {}, "warn", "pid 7 is root's"),
+        (checks_disks.disk_process, {"user": "root"}, {"settings": {"user": "root"}}, "ok", "user root"),
         (checks_disks.disk_socket, {}, {"paths": {}}, "bad", "not there"),
         (checks_disks.disk_socket, {}, {"uid": 4242}, "warn", "root may connect, you may not"),
         (
@@ -237,6 +241,11 @@ def test_what_is_wrong_with_a_disk(
     finding = list(check(sights.Made(**{"paths": PLACES, **changed}), {**sights.DISK, **disk}))[-1]
     assert finding.verdict == verdict and word in finding.said, finding
     assert bool(finding.remedy) == (verdict != "ok"), finding
+
+
+def test_a_disk_without_a_process() -> None:
+    gone = {**sights.DISK, "pid": None, "version": None}
+    assert not list(checks_disks.disk_process(sights.Made(), gone))
 
 
 def test_both_stores_of_a_pair() -> None:

@@ -3,9 +3,10 @@
 import json
 import re
 import shlex
-import xml.etree.ElementTree as tree
+import xml.etree.ElementTree as xml
 
 from swaptide.host import snippet
+from tests.hygiene import tree
 
 ID = "0b5e7a3c-8f0d-4c6e-9a51-1f7f6f0f2f11"
 
@@ -27,15 +28,25 @@ def test_qemu() -> None:
     assert len(node) < 32  # QEMU's limit
 
 
-def test_qemu_in_one_line() -> None:
-    """As docs/operations.md has it for Proxmox: without backslashes and line ends."""
-    lines = snippet.qemu(ID, "/run/swaptide/g1.sock")
-    words = lines.replace("\\", "").replace("\n", "").split()
-    assert words == shlex.split(lines.replace("\\\n", " "))
+def test_proxmox_has_it_in_one_line() -> None:
+    line = snippet.proxmox(ID, """/run/it's, a\\b/g1.sock""")
+    assert line.count("\n") == 1 and line.endswith("\n")
+    words = shlex.split(line)
+    assert words[0::2] == ["-blockdev", "-device"]
+    backend, device = map(json.loads, words[1::2])
+    assert backend == snippet.backend(ID, """/run/it's, a\\b/g1.sock""")
+    assert device == snippet.device(backend["node-name"])
+    lasting = json.loads(shlex.split(snippet.proxmox(None, "/run/g1.sock"))[1])
+    assert "export" not in lasting and lasting["server"]["path"] == "/run/g1.sock"
+
+
+def test_the_line_that_operations_shows() -> None:
+    page = (tree.ROOT / "docs/operations.md").read_text()
+    assert f"\nargs: {snippet.proxmox(None, '/run/swaptide/g1.sock')}" in page
 
 
 def test_libvirt() -> None:
-    disk = tree.fromstring(snippet.libvirt(ID, '/run/<&">/g1.sock'))
+    disk = xml.fromstring(snippet.libvirt(ID, '/run/<&">/g1.sock'))
     assert disk.attrib == {"type": "network", "device": "disk"}
     source = disk.find("source")
     assert source is not None and source.attrib == {"protocol": "nbd", "name": ID}
@@ -53,12 +64,12 @@ def test_a_lasting_one_names_no_disk() -> None:
     node = re.findall(r"node-name=([^,]*)", words[1])
     assert [f"drive={name}" for name in node] == [words[3].split(",")[1]] and len(node[0]) < 32
     assert snippet.qemu(None, "/run/g2.sock") != snippet.qemu(None, "/run/g1.sock").replace("g1", "g2")
-    source = tree.fromstring(snippet.libvirt(None, "/run/g1.sock")).find("source")
+    source = xml.fromstring(snippet.libvirt(None, "/run/g1.sock")).find("source")
     assert source is not None and source.attrib == {"protocol": "nbd"}
 
 
 def test_options_for_libvirt() -> None:
-    element = tree.fromstring(snippet.libvirt_args(ID, '/run/<&">, b/g1.sock'))
+    element = xml.fromstring(snippet.libvirt_args(ID, '/run/<&">, b/g1.sock'))
     assert element.tag == f"{{{snippet.LIBVIRT_QEMU}}}commandline"
     words = [child.attrib["value"] for child in element]
     assert words[0::2] == ["-blockdev", "-device"]

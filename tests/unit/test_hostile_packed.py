@@ -34,8 +34,8 @@ class PackedDisk(hostile.Disk):
 
     def _make(self) -> int:
         made = engine.Engine.prepare(self.settings)
-        made.segments.set_budget(1 << 40, 0)
-        made.segments.populate_now(24)
+        made.segments.ram.set_budget(1 << 40, 0)
+        made.moves.populate(24)
         self._write(made, range(700), 0)
         assert made.moves.pack(0, 0, False) == 1
         made.segments.seal_packers()

@@ -88,8 +88,8 @@ class Disk:
     def _make(self) -> int:
         """Segments open, dirty, clean and on disk, half of the pages overwritten; then die."""
         made = engine.Engine.prepare(self.settings)
-        made.segments.set_budget(1 << 40, 0)
-        made.segments.populate_now(20)
+        made.segments.ram.set_budget(1 << 40, 0)
+        made.moves.populate(20)
         for page in range(PAGES - 100):
             made.log.write_bytes(stamp(page, 0), page * PAGE)
         for _ in range(3):
@@ -130,8 +130,8 @@ class Disk:
             return REFUSED
         before = made.counter("write_clock")
         self._judge(made, self.expected, hurt)
-        made.segments.set_budget(1 << 40, 0)
-        made.segments.populate_now(14)
+        made.segments.ram.set_budget(1 << 40, 0)
+        made.moves.populate(14)
         for page in range(PAGES):
             made.log.write_bytes(stamp(page, 2), page * PAGE)
         while made.moves.spill(1, 1, False) == 1:
@@ -367,7 +367,7 @@ def test_a_word_that_freezes_is_obeyed_and_undone(disk: Disk, word: int, frozen:
         made.start()
         while made.counter("frozen_seen") != word:
             time.sleep(0.01)
-        assert made.segments.is_still() == frozen
+        assert made.segments.turnstile.is_still() == frozen
         made.set_frozen(False)
         made.log.write_bytes(stamp(0, 2), 0)
         made.set_frozen(True)

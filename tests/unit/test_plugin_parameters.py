@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from swaptide.cache import engine, logs, sizes
+from swaptide.cache import engine, errors, logs, sizes
 from swaptide.cache.errors import UsageError
 from swaptide.nbdkit_plugin import parameters
 
@@ -69,3 +69,38 @@ def test_the_form_of_the_log() -> None:
         parameters.log_format("xml")
     with pytest.raises(UsageError, match="known are .*log-format"):
         parameters.apply(engine.Settings(), "log_format", "json")
+
+
+HOSTILE = (
+    "",
+    " ",
+    "-1",
+    "nan",
+    "9" * 300,
+    "two\nlines",
+    "\x1b[2J\x07",
+    "n" * 5000,
+    "1.5G",
+    "4096Q",
+    "٤",
+    "%s%n",
+    "\u202egnal",
+)
+
+
+@pytest.mark.parametrize("key", [*parameters._PARAMETERS, "nope"])
+@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+def test_what_nobody_should_give_is_refused_by_name_or_taken(key: str, value: str) -> None:
+    try:
+        parameters.apply(engine.Settings(), key, value)
+    except UsageError as error:
+        said = errors.plain(str(error))
+        assert key in said and len(said) < 1000 and said.isprintable()
+        assert ": " in said or "; " in said
+    else:
+        assert parameters._PARAMETERS[key][1] in (
+            parameters._path,
+            parameters._text,
+            parameters._spill,
+            parameters._name,
+        )

@@ -28,6 +28,9 @@ SWAP_DEVICE: Final = (
     "virtio-blk-pci,drive=swap0,werror=stop,rerror=report,logical_block_size=512,physical_block_size=4096",
 )
 QMP_SECONDS: Final = 10.0
+# QEMU before 9.0 loses writes of a guest under TCG while it copies memory of a multiple of 256 KiB: it clears
+# dirty bits by the word, and does not tell the TLB (its commit 03bfc2188f06 does).
+ODD_KIB: Final = 8
 _CLOSED: Final = None  # what the reader puts last into the queue
 
 
@@ -58,7 +61,7 @@ class Spec:
 
     `guest` names one of vm-images/build.py's images; `board` is QEMU's, where it is not the usual one;
     `monitor` is where a QMP monitor for others than the test listens; a guest that `reboots` starts again
-    when it is reset, where others end.
+    when it is reset, where others end; one that `moves` runs on while QEMU copies its memory.
     """
 
     accel: str
@@ -70,6 +73,7 @@ class Spec:
     devices: tuple[str, ...] = ()
     monitor: pathlib.Path | None = None
     reboots: bool = False
+    moves: bool = False
     work: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
 
 
@@ -119,7 +123,7 @@ def command_line(spec: Spec, guest: image.Image, qmp_socket: pathlib.Path) -> li
         *(() if spec.reboots else ("-no-reboot",)),
         # QEMU's plainest CPU: all that a swapping guest needs, and what a nested KVM can offer as well.
         *("-machine", spec.board or build.board, "-accel", spec.accel, *build.cpu),
-        *("-m", f"{spec.memory_mib}M", "-smp", str(spec.cpus)),
+        *("-m", f"{spec.memory_mib * 1024 + (ODD_KIB if spec.moves else 0)}k", "-smp", str(spec.cpus)),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-qmp", f"unix:{qmp_socket},server=on,wait=off"),
         *boot_words(guest, f"console={build.console} loglevel=4 panic=-1 {guest.append} {work}"),
@@ -234,6 +238,16 @@ class Machine:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise GuestError(self.account("the guest does not power off")) from None
+
+    def wait_status(self, status: str, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until QEMU says that the guest is in that state; raises GuestError."""
+        deadline = time.monotonic() + seconds
+        while self.is_running() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, EOFError, QMPError):  # its monitor is not there yet
+                if self.qmp("query-status")["status"] == status:
+                    return
+            time.sleep(0.1)
+        raise GuestError(self.account(f"the guest is not {status} within {seconds:.0f} s"))
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command over a connection of its own; raises TimeoutError or qemu.qmp's errors."""

@@ -1,0 +1,3 @@
+"""Nothing of it is for Python; see agelists.pyx."""
+
+class AgeLists: ...

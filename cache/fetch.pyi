@@ -1,0 +1,3 @@
+"""Nothing of it is for Python; see fetch.pyx."""
+
+class Fetcher: ...

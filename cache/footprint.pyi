@@ -1,0 +1,1 @@
+"""RAM slots made and given back: nothing for Python; see footprint.pyx."""

@@ -1,0 +1,1 @@
+"""One page moved to another segment: nothing for Python; see relocate.pyx."""

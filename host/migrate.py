@@ -23,6 +23,7 @@ from swaptide.host import (
     adoption,
     blocks,
     disks,
+    drafts,
     guests,
     handing,
     handover,
@@ -109,21 +110,14 @@ class Migrations:
                     f" look with `swaptide disk show {request.name}`"
                 )
             _check_free(path, request.force)
-            draft = path.with_name(f".{path.name}.{os.getpid()}.new")
             begun = time.monotonic()
-            try:
-                fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise SetupError(f"{path} cannot be made: {error.strerror}; name another file") from error
-            try:
+            with contextlib.ExitStack() as stack:
+                try:
+                    fd = stack.enter_context(drafts.becoming(path))
+                except OSError as error:
+                    raise SetupError(f"{path} cannot be made: {error.strerror}; name another file") from error
                 async with jobs.begun(keeper, {"do": "save"}, [fd], _telling(tell)) as job:
                     step = await job.until("done")
-                draft.rename(path)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
-            finally:
-                os.close(fd)
             return {
                 "name": request.name,
                 "id": state.identity.disk_id,

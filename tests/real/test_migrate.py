@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 
 import nbd
@@ -500,6 +501,38 @@ def test_a_file_that_is_damaged_is_never_served(pair: movers.Pair, guest: movers
     file.write_bytes(whole)
     there.ok("disk", "load", "g1", str(file))
     guest.check(there.show())
+
+
+def test_a_daemon_killed_during_a_save_leaves_nothing(pair: movers.Pair, guest: movers.Guest) -> None:
+    guest.leave()
+    here, place = pair.here, pair.root / "place"
+    place.mkdir()
+    before = here.show()
+    assert here.process is not None
+    open_files = pathlib.Path(f"/proc/{here.process.pid}/fd")
+    os.kill(before["pid"], signal.SIGSTOP)  # whoever shall write it
+    try:
+        words = ("disk", "save", "g1", str(place / "saved"), "--run-dir", str(here.run_dir))
+        with subprocess.Popen([*daemons.COMMAND, *words], stderr=subprocess.PIPE, text=True) as saving:
+            try:
+                daemons.wait_for(lambda: any(str(place) in leads_to(each) for each in open_files.iterdir()))
+                here.stop(signal.SIGKILL)
+                assert saving.stderr is not None and "daemon" in saving.stderr.read()
+            finally:
+                saving.kill()
+    finally:
+        os.kill(before["pid"], signal.SIGCONT)
+    assert not list(place.iterdir())
+    here.start()
+    guest.check(here.wait_running())
+    assert not list(place.iterdir())
+
+
+def leads_to(link: pathlib.Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
 
 
 def test_a_save_that_fails_leaves_nothing(pair: movers.Pair, guest: movers.Guest) -> None:

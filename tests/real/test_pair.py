@@ -77,7 +77,7 @@ def usable(face: StateFace) -> int:
 
 
 def trouble(face: StateFace) -> str:
-    """Why the disk is degraded, empty where it is not; the counter says the same, but for the moment of a change."""
+    """Why the disk is degraded, empty where it is not.  The counter says the same, but while it changes."""
     for _ in range(5):
         degraded = server.fresh_counters(face)["degraded"]
         found = face.trouble()

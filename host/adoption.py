@@ -10,7 +10,7 @@ import contextlib
 import logging
 import pathlib
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -83,8 +83,8 @@ async def claim(keeper: "supervisor.Keeper", *, given: bool) -> None:
     await _save(keeper, msgspec.structs.replace(adoption, stage="claimed"))
 
 
-async def swapped(disk: definitions.Definition, belongings: "estate.Estate") -> definitions.Definition:
-    """Put what came into the place of what was here, while nobody serves it; returns what the disk is now.
+async def swapped(disk: definitions.Definition, belongings: "estate.Estate") -> dict[str, Any]:
+    """Put what came into the place of what was here, while nobody serves it; returns what changes.
 
     May be done again after it was cut off.  Raises SetupError.
     """
@@ -103,7 +103,7 @@ async def swapped(disk: definitions.Definition, belongings: "estate.Estate") -> 
         raise SetupError(f"{state} cannot be replaced: {error}") from error
     log.info("disk took its place name=%s spill=%r", disk.name, places.show(adoption.spill_path))
     before = msgspec.structs.replace(adoption, stage="swapped", spill_path=disk.spill_path, marks=())
-    return msgspec.structs.replace(disk, spill_path=adoption.spill_path, spill_chosen=True, adoption=before)
+    return {"spill_path": adoption.spill_path, "spill_chosen": True, "adoption": before}
 
 
 def _check_swapped(disk: definitions.Definition, state: pathlib.Path) -> None:

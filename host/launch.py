@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
 import shutil
 
+from swaptide.balloon import limits, squeeze
 from swaptide.cache import face, logs, places
 from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import config, definitions, isolation, paths, process
@@ -24,7 +26,11 @@ def command(
     force: bool,
     user: isolation.User | None = None,
 ) -> list[str]:
-    """The command line that serves `disk` as `user`; `fresh` if its state file is yet to be made."""
+    """The command line that serves `disk` as `user`; `fresh` if its state file is yet to be made.
+
+    One that is made has the limits and orders in it (`remind`): a process that wrote them there, once it has
+    started, would undo what was said to the disk since its command line was.
+    """
     words = [
         *isolation.prefix(user),
         chosen.nbdkit,
@@ -36,12 +42,13 @@ def command(
         # First, so that whatever it says of the others has this form.
         f"log-format={chosen.log_format}",
     ]
-    words += [f"size={disk.size_bytes}", f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
-    words += [f"name={disk.name}", f"compress={disk.compress}", f"spill={disk.spill_path}"]
-    words.append(f"clean-ahead={disk.clean_ahead_percent}%")
+    words += [f"size={disk.size_bytes}", f"name={disk.name}", f"spill={disk.spill_path}"]
+    if fresh:
+        words += [f"ram={disk.cap_bytes}", f"floor={disk.floor_bytes}"]
+        words += [f"compress={disk.compress}", f"clean-ahead={disk.clean_ahead_percent}%"]
     if places.has_server(disk.spill_path):
         words.append(f"spill-timeout={spill_timeout_seconds(chosen, disk):.3f}")
-    if chosen.balloon:
+    if fresh and chosen.balloon:
         # A new disk gets nothing beyond its floor before the policy has seen it.
         words.append(f"target={disk.floor_bytes}")
     words.append(f"calls={paths.calls(chosen.run_dir, disk.name)}")
@@ -52,6 +59,24 @@ def command(
     if force:
         words.append("force=yes")
     return words
+
+
+def remind(chosen: config.Config, disk: definitions.Definition, state: face.StateFace) -> None:
+    """Have a disk's state file say what its definition says: limits, how to pack, how long to wait.
+
+    The target stays where it is, as far as it fits.  Raises OSError.
+    """
+    found = state.limits()
+    if (found.cap_bytes, found.floor_bytes) != (disk.cap_bytes, disk.floor_bytes):
+        wanted = face.Limits(
+            cap_bytes=disk.cap_bytes, target_bytes=found.target_bytes, floor_bytes=disk.floor_bytes
+        )
+        target = limits.clamp(found.target_bytes, wanted)
+        squeeze.apply(state, dataclasses.replace(wanted, target_bytes=target))
+    state.set_orders(compress=disk.compress, clean_ahead_permille=disk.clean_ahead_percent * 10)
+    seconds = spill_timeout_seconds(chosen, disk)
+    if seconds is not None:
+        state.set_spill_timeout(seconds)
 
 
 def spill_timeout_seconds(chosen: config.Config, disk: definitions.Definition) -> float | None:

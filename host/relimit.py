@@ -44,6 +44,9 @@ async def change(
         if request.ram_bytes is None:
             raise UsageError("a deadline needs a limit that is to hold by then; give --ram as well")
         deadline = squeeze.Deadline(time.monotonic(), request.deadline_seconds)
+    await report.refresh(keeper)
+    # From here until the limits are in force nothing else happens on the loop: no process is begun with the
+    # old ones, no other call changes what these build on.
     old = keeper.definition
     cap = old.cap_bytes if request.ram_bytes is None else request.ram_bytes
     floor = old.floor_bytes if request.floor_bytes is None else request.floor_bytes
@@ -70,7 +73,6 @@ async def _follow(
     fell: Fell,
 ) -> dict[str, Any]:
     name = changed.name
-    await report.refresh(keeper)
     # A face of its own: the keeper's is closed when the disk is stopped.
     with contextlib.ExitStack() as stack:
         try:
@@ -84,10 +86,11 @@ async def _follow(
         state.set_orders(compress=changed.compress, clean_ahead_permille=changed.clean_ahead_percent * 10)
         if changed.spill_timeout_seconds is not None:
             state.set_spill_timeout(changed.spill_timeout_seconds)
+        keeper.use(changed)
         squeeze.apply(state, _within(state, wanted) if steered else wanted, deadline)
         fell(name, state.path, None if deadline is None else deadline.begun + deadline.seconds)
         # Beside it, since a store that does not answer must not hold up a disk that returns memory.
-        saving = asyncio.create_task(keeper.update(changed))
+        saving = asyncio.create_task(keeper.persist())
         try:
             if keeper.state is supervisor.State.FAILED:
                 raise BusyError(f"disk {name} does not run ({keeper.error}); its limits will hold later")

@@ -175,9 +175,18 @@ class Keeper:
 
     async def update(self, definition: definitions.Definition) -> str | None:
         """Use `definition` from now on, and persist it; returns the trouble with that, if any."""
+        self.use(definition)
+        return await self.persist()
+
+    def use(self, definition: definitions.Definition) -> None:
+        """Use `definition` from now on; it is yet to be persisted."""
         if definition.weight != self.definition.weight and self.process is not None:
             self.shares.weigh(definition.name, definition.weight)
         self.definition = definition
+
+    async def persist(self) -> str | None:
+        """Write the definition that is used to disk; returns the trouble with that, if any."""
+        definition = self.definition
         try:
             await self._save(definition)
         except SetupError as error:
@@ -342,12 +351,21 @@ class Keeper:
         async with self._turns.take():
             self.process = await self._spawn(force)
             await self._until_serving(self.process)
+        self._remind()  # of what was said while there was no state file yet
+
+    def _remind(self) -> None:
+        # Whoever cannot read it says why.
+        with contextlib.suppress(StateError, OSError):
+            state = self.open_face()
+            if state is not None:
+                launch.remind(self._config, self.definition, state)
 
     async def _spawn(self, force: bool) -> process.Process:
         launch.require(self._config.nbdkit)
         if adoption.is_due(self.definition):
             await self._find_user(fresh=False)
-            await self.update(await adoption.swapped(self.definition, self.estate))
+            changes = await adoption.swapped(self.definition, self.estate)
+            await self.update(msgspec.structs.replace(self.definition, **changes))
         fresh = not pathlib.Path(self.definition.state_path).exists()
         if fresh:
             await self._renew()
@@ -357,6 +375,8 @@ class Keeper:
         if self.face is not None:
             self.face.close()
             self.face = None
+        if not fresh:
+            self._remind()
         self._listen()
         assert self._listener is not None
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
@@ -385,7 +405,9 @@ class Keeper:
         if not old.store_given:
             await spills.release(old.spill_path, old.disk_id)
         await self.update(
-            self.fresh_paths(msgspec.structs.replace(old, disk_id=None, adoption=None, store_given=False))
+            self.fresh_paths(
+                msgspec.structs.replace(self.definition, disk_id=None, adoption=None, store_given=False)
+            )
         )
 
     async def _renew_place(self, old: definitions.Definition) -> None:
@@ -393,7 +415,7 @@ class Keeper:
         place = memory.state_path(self._memory_dir, old.name, apart=self._servants.apart)
         if str(place) != old.state_path:
             await self.estate.remove_state(old)
-            await self.update(msgspec.structs.replace(old, state_path=str(place)))
+            await self.update(msgspec.structs.replace(self.definition, state_path=str(place)))
 
     async def _find_user(self, *, fresh: bool) -> None:
         uid = await self.estate.find_user(self.definition, fresh=fresh)

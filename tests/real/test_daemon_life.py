@@ -5,11 +5,12 @@ import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from swaptide.cache import face
 from swaptide.host import listener
 from tests.real import daemons
 
@@ -60,6 +61,62 @@ def test_restart_changes_the_process_and_nothing_else(daemon: daemons.Daemon) ->
     check(after)
     # It was wanted: nobody is told of a process that died.
     assert f"nbdkit (pid {before['pid']}) ended" not in daemon.log.read_text()
+
+
+@pytest.fixture
+def slow(root: pathlib.Path) -> Iterator[tuple[daemons.Daemon, pathlib.Path]]:
+    """A daemon whose nbdkits start only while a file is not there, and that file."""
+    hold, script = root / "hold", root / "slow-nbdkit"
+    script.write_text(f'#!/bin/sh\nwhile [ -e {hold} ]; do sleep 0.05; done\nexec nbdkit "$@"\n')
+    script.chmod(0o755)
+    with daemons.serving(root, nbdkit=str(script)) as daemon:
+        yield daemon, hold
+
+
+def told(daemon: daemons.Daemon, *words: str) -> "subprocess.Popen[str]":
+    command = [*daemons.COMMAND, *words, "--run-dir", str(daemon.run_dir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_begun(daemon: daemons.Daemon, number: int) -> None:
+    daemons.wait_for(lambda: daemon.log.read_text().count("process started name=g1") == number)
+
+
+def test_a_limit_that_is_set_while_the_next_process_starts_holds(
+    slow: tuple[daemons.Daemon, pathlib.Path],
+) -> None:
+    daemon, hold = slow
+    before = daemon.add("g1", ram="128M")
+    write(before)
+    hold.touch()
+    kill(before)
+    wait_begun(daemon, 2)  # with a command line of before
+    with face.StateFace(pathlib.Path(before["state_file"])) as state:
+        with told(daemon, "disk", "set", "g1", "--ram", "64M", "--compress", "zstd") as setting:
+            daemons.wait_for(lambda: state.limits().cap_bytes == 64 * daemons.MIB)
+            hold.unlink()
+            said = setting.communicate()[0]
+        assert setting.returncode == 0, said
+        assert state.limits().cap_bytes == 64 * daemons.MIB and state.compress() == "zstd"
+    after = daemon.wait_running(not_pid=before["pid"])
+    assert (after["cap_bytes"], after["compress"]) == (64 * daemons.MIB, "zstd")
+    check(after)
+
+
+def test_a_limit_that_is_set_before_there_is_a_disk_holds_once_it_serves(
+    slow: tuple[daemons.Daemon, pathlib.Path],
+) -> None:
+    daemon, hold = slow
+    hold.touch()
+    with told(daemon, "disk", "add", "g1", "--size", "256M", "--ram", "128M") as adding:
+        wait_begun(daemon, 1)
+        refused = daemon.run("disk", "set", "g1", "--ram", "64M")
+        assert refused.returncode == 1 and "its limits will hold later" in refused.stderr
+        hold.unlink()
+        said = adding.communicate()[0]
+    assert adding.returncode == 0, said
+    with face.StateFace(pathlib.Path(daemon.show()["state_file"])) as state:
+        assert state.limits().cap_bytes == daemon.show()["cap_bytes"] == 64 * daemons.MIB
 
 
 def test_restart_of_a_disk_that_does_not_run_is_refused(daemon: daemons.Daemon) -> None:

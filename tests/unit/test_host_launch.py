@@ -5,6 +5,7 @@ import pathlib
 import msgspec
 import pytest
 
+from swaptide.cache import face, statefile
 from swaptide.cache.errors import SetupError
 from swaptide.host import config, launch
 from tests.unit.test_host_definitions import DISK
@@ -30,6 +31,31 @@ def test_a_disk_with_contents_gets_no_label(chosen: config.Config) -> None:
     disk = msgspec.structs.replace(DISK, swap_label="tide")
     words = launch.command(chosen, disk, fresh=False, force=False)
     assert not any(word.startswith(("swap-label", "force")) for word in words)
+
+
+def test_what_is_in_the_state_file_is_not_on_the_command_line(chosen: config.Config) -> None:
+    words = launch.command(chosen, DISK, fresh=False, force=False)
+    assert not any(
+        word.startswith(("ram=", "floor=", "target=", "compress=", "clean-ahead=")) for word in words
+    )
+
+
+@pytest.mark.parametrize(("target", "expected"), [(30 << 20, 30 << 20), (100 << 20, 64 << 20)])
+def test_a_state_file_is_reminded_of_its_definition(
+    chosen: config.Config, tmp_path: pathlib.Path, target: int, expected: int
+) -> None:
+    before = face.Limits(cap_bytes=128 << 20, target_bytes=target, floor_bytes=24 << 20)
+    made = statefile.create(tmp_path / "g1", DISK.size_bytes, "g1", before, encrypted=False)
+    made.publish()
+    made.close()
+    disk = msgspec.structs.replace(DISK, compress="zstd", clean_ahead_percent=50, spill_path="nbd://h/x")
+    with face.StateFace(tmp_path / "g1") as state:
+        launch.remind(chosen, disk, state)
+        assert state.limits() == face.Limits(
+            cap_bytes=DISK.cap_bytes, target_bytes=expected, floor_bytes=DISK.floor_bytes
+        )
+        assert state.compress() == "zstd"
+        assert state.spill_timeout_seconds() == chosen.spill_timeout_seconds
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import enum
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from swaptide.balloon.limits import clamp
 from swaptide.cache import face, geometry, layout
 
 # Below so much a disk does not pack: it has no segments to spare to pack into (movers.PACK_LEAST_SLOTS).
@@ -69,6 +70,11 @@ def estimate_seconds(counters: Mapping[str, int], ram_bytes: int, target_bytes: 
         return rest / pack if pack and rest <= counters["packable_bytes"] else None
     both = rest / (pack + spill)
     return max(both, (rest - counters["packable_bytes"]) / spill) if pack else both
+
+
+def keeping_target(state: face.StateFace, limits: face.Limits) -> face.Limits:
+    """`limits` with the target that is in force, as far as it fits."""
+    return dataclasses.replace(limits, target_bytes=clamp(state.limits().target_bytes, limits))
 
 
 def apply(state: face.StateFace, limits: face.Limits, deadline: Deadline | None = None) -> None:

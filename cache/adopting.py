@@ -21,7 +21,7 @@ from swaptide.cache import face, geometry, keys, layout, sending, statefile, str
 from swaptide.cache.errors import SwaptideError
 from swaptide.cache.stream import StreamError
 
-STORE: Final = "store"
+STORE: Final = "store"  # of the first frame: what is handed over
 KEPT: Final = "kept"  # ordered: whoever steers will find it again
 MINE: Final = "mine"  # ordered: the store is this disk's
 
@@ -81,6 +81,14 @@ def parse(hello: Mapping[str, Any]) -> Offer:
         seed,
         spill,
     )
+
+
+def check_size(size_bytes: int, own_bytes: int) -> None:
+    """Raises StreamError where a disk of this size does not fit into one of ours."""
+    if size_bytes != own_bytes:
+        raise StreamError(
+            f"what comes has {size_bytes} bytes, and this disk {own_bytes}; make it with --size {size_bytes}"
+        )
 
 
 class AdoptingDisk(Protocol):
@@ -164,11 +172,7 @@ class Adopting:
                 f"what comes has the format {offer.format}, and this program's is {layout.FORMAT_VERSION};"
                 " use the same swaptide on both sides"
             )
-        if offer.size_bytes != own.size_bytes:
-            raise StreamError(
-                f"what comes has {offer.size_bytes} bytes, and this disk {own.size_bytes};"
-                f" make it with --size {offer.size_bytes}"
-            )
+        check_size(offer.size_bytes, own.size_bytes)
         if offer.encrypted != own.encrypted:
             raise StreamError(
                 f"what comes is {'' if offer.encrypted else 'not '}encrypted, and this disk is the other way;"

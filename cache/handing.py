@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
-from swaptide.cache import geometry, keys, layout, sending, stream
+from swaptide.cache import adopting, geometry, keys, layout, sending, stream
 from swaptide.cache.stream import StreamError
 
 LEAVE: Final = "leave"  # from here on nobody comes back to this disk unless UNDO is said
 UNDO: Final = "undo"
-STORE: Final = "store"  # of the first frame: what is handed over
 
 _OFFSET_BYTES: Final = 8
 _STILL_SECONDS: Final = 30.0
@@ -108,11 +107,7 @@ class Handing(sending.Sender):
         self._tell("done")
 
     def _greet_with_store(self) -> None:
-        disk = self._disk
-        self._writer.greet()
-        hello = {"disk_id": disk.disk_id, "name": disk.name, "size_bytes": disk.size_bytes}
-        offer = {**self._store.offer(), "spill": self._spill}
-        self._writer.put_json(stream.HELLO, {**hello, STORE: offer})
+        self._greet(**{adopting.STORE: {**self._store.offer(), "spill": self._spill}})
         if self._other(self._reader.expect, stream.HELLO).get("takes_store") is not True:
             raise StreamError("the other side takes no stores; use the same swaptide on both sides")
 
@@ -130,13 +125,7 @@ class Handing(sending.Sender):
 
     def _stand_still(self) -> None:
         self._store.lead(ebbing=True, held=True)
-        deadline = time.monotonic() + _STILL_SECONDS
-        while not self._store.stands_still():
-            if time.monotonic() >= deadline:
-                raise StreamError(
-                    f"a write has been under way for {_STILL_SECONDS:.0f} s: is the spill store alive?"
-                )
-            time.sleep(_STILL_POLL_SECONDS)
+        self._await_stillness(self._store.stands_still, _STILL_SECONDS, _STILL_POLL_SECONDS)
         self._still_at = time.monotonic()
         self._store.hush(True)
 

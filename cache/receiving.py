@@ -79,11 +79,7 @@ class Receiver:
         """Whose contents come; everything that was here is gone then."""
         size = stream.number_of(hello, "size_bytes")
         origin = stream.text_of(hello, "disk_id")
-        if size != self._disk.size_bytes:
-            raise StreamError(
-                f"what comes has {size} bytes, and this disk {self._disk.size_bytes};"
-                f" make it with --size {size}"
-            )
+        adopting.check_size(size, self._disk.size_bytes)
         self._disk.set_origin(None)
         self._own(self.pages.clear)
         self._tell("copying")

@@ -138,12 +138,11 @@ class Sender:
             self._disk.hold(False)
         self._tell("done")
 
-    def _greet(self) -> None:
+    def _greet(self, **more: Any) -> None:
         disk = self._disk
+        hello = {"disk_id": disk.disk_id, "name": disk.name, "size_bytes": disk.size_bytes}
         self._writer.greet()
-        self._writer.put_json(
-            stream.HELLO, {"disk_id": disk.disk_id, "name": disk.name, "size_bytes": disk.size_bytes}
-        )
+        self._writer.put_json(stream.HELLO, {**hello, **more})
 
     def _called_for(self) -> str | None:
         """What is ordered, after a pause; raises StreamError if whoever ordered is gone."""
@@ -201,13 +200,16 @@ class Sender:
 
     def _hold(self) -> None:
         self._disk.hold(True)
-        deadline = time.monotonic() + STILL_SECONDS
-        while not self._disk.is_still():
+        self._await_stillness(self._disk.is_still, STILL_SECONDS, _STILL_POLL_SECONDS)
+
+    def _await_stillness(self, is_still: Callable[[], bool], seconds: float, poll_seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_still():
             if time.monotonic() >= deadline:
                 raise StreamError(
-                    f"a write has been under way for {STILL_SECONDS:.0f} s: is the spill store alive?"
+                    f"a write has been under way for {seconds:.0f} s: is the spill store alive?"
                 )
-            time.sleep(_STILL_POLL_SECONDS)
+            time.sleep(poll_seconds)
 
     def _finish(self) -> None:
         """Send what is left, which gets no more, and say so."""

@@ -49,7 +49,7 @@ async def keep(keeper: "supervisor.Keeper", step: "jobs.Step") -> None:
         _check(keeper.definition, kept)
     except (msgspec.ValidationError, UsageError) as error:
         raise SetupError(f"what the process says makes no sense: {error}") from error
-    await _save(keeper, kept)
+    await keeper.commit(msgspec.structs.replace(keeper.definition, adoption=kept))
 
 
 async def forget(keeper: "supervisor.Keeper") -> None:
@@ -80,7 +80,8 @@ async def claim(keeper: "supervisor.Keeper", *, given: bool) -> None:
         await detached.call(body, _CLAIM_SECONDS)
     except TimeoutError:
         raise SetupError(f"spill={places.show(adoption.spill_path)}: its server does not answer") from None
-    await _save(keeper, msgspec.structs.replace(adoption, stage="claimed"))
+    claimed = msgspec.structs.replace(adoption, stage="claimed")
+    await keeper.commit(msgspec.structs.replace(keeper.definition, adoption=claimed))
 
 
 async def swapped(disk: definitions.Definition, belongings: "estate.Estate") -> dict[str, Any]:
@@ -199,9 +200,3 @@ def _check(disk: definitions.Definition, kept: definitions.Adoption) -> None:
         raise UsageError("no number")
     if len(kept.marks) != len(stores) or not all(isinstance(each.uri, uris.Uri) for each in stores):
         raise UsageError("no marks")
-
-
-async def _save(keeper: "supervisor.Keeper", adoption: definitions.Adoption) -> None:
-    trouble = await keeper.update(msgspec.structs.replace(keeper.definition, adoption=adoption))
-    if trouble is not None:
-        raise SetupError(trouble)

@@ -60,7 +60,7 @@ class Disks:
         self._turns = turns.Turns()
         self._keepers: dict[str, supervisor.Keeper] = {}
         self._busy: dict[str, str] = {}
-        self._removals: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._wake: Callable[[], None] = lambda: None
         self._settle: Callable[[], Awaitable[None]] = _nothing_to_settle
 
@@ -105,14 +105,14 @@ class Disks:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def leave(self) -> None:
         """Let go of all disks; their processes go on serving."""
-        for removal in self._removals:
+        for removal in self._background:
             removal.cancel()
-        await asyncio.gather(*self._removals, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self.squeezes.close()
         for keeper in self._keepers.values():
             await keeper.leave()
@@ -182,8 +182,7 @@ class Disks:
             await self._drop_contents(keeper, told)
             if self._keepers.get(request.name) is not keeper or self._busy.get(request.name) != _CLEARING:
                 raise BusyError(f"disk {request.name} was removed while it was being cleared")
-            blank = msgspec.structs.replace(keeper.definition, disk_id=None, adoption=None, store_given=False)
-            await keeper.update(keeper.fresh_paths(blank))
+            await keeper.update(keeper.blank())
             keeper.start()
             await making.until_started(keeper, told)
         await self._settle()

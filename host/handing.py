@@ -115,9 +115,7 @@ class Handing(handover.Sending):
 
 async def _remember(keeper: supervisor.Keeper, *, store_given: bool) -> None:
     """Also beyond the end of this host, when the state file is gone.  Raises SetupError."""
-    trouble = await keeper.update(msgspec.structs.replace(keeper.definition, store_given=store_given))
-    if trouble is not None:
-        raise SetupError(trouble)
+    await keeper.commit(msgspec.structs.replace(keeper.definition, store_given=store_given))
 
 
 async def retake(keeper: supervisor.Keeper) -> None:

@@ -34,26 +34,32 @@ class JobError(SwaptideError):
 class Job:
     """One job under way.  `step` is what was told last; `heard` is called with each."""
 
-    def __init__(self, name: str, connection: socket.socket, heard: Callable[[Step], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        connection: socket.socket,
+        given: Sequence[socket.socket | int],
+        heard: Callable[[Step], None],
+    ) -> None:
+        """Sockets that are `given` are hung up when this is closed."""
         self.step: Step = {"at": "begun"}
         self._name = name
         self._connection = connection
         self._heard = heard
         self._told = asyncio.Condition()
         self._error: SwaptideError | None = None
-        self._kept: list[socket.socket] = []
+        self._fds = [each if isinstance(each, int) else each.fileno() for each in given]
+        self._kept = [each for each in given if not isinstance(each, int)]
         self._listening: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def start(self, order: Mapping[str, Any], given: Sequence[socket.socket | int]) -> None:
-        """Say what is to be done, with what; sockets that are given are hung up when this is closed."""
-        fds = [each if isinstance(each, int) else each.fileno() for each in given]
-        self._kept = [each for each in given if not isinstance(each, int)]
+    async def start(self, order: Mapping[str, Any]) -> None:
+        """Say what is to be done, with what was given."""
         line = json.dumps(dict(order)).encode() + b"\n"
         self._connection.setblocking(True)  # the other end waits for just this
         self._connection.settimeout(_ANSWER_SECONDS)
         try:
-            sent = socket.send_fds(self._connection, [line], fds)
+            sent = socket.send_fds(self._connection, [line], self._fds)
             if sent < len(line):  # else nothing more is sent: a quick job may be over, and its end closed
                 self._connection.sendall(line[sent:])
         except OSError as error:
@@ -153,10 +159,9 @@ async def begun(
             if not isinstance(each, int):
                 each.close()
         raise
-    job = Job(keeper.definition.name, connection, heard)
-    job._kept = [each for each in given if not isinstance(each, int)]
+    job = Job(keeper.definition.name, connection, given, heard)
     try:
-        await job.start(order, given)
+        await job.start(order)
         yield job
     finally:
         await job.close()

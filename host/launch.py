@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 import pathlib
 import shutil
 
-from swaptide.balloon import limits, squeeze
+from swaptide.balloon import squeeze
 from swaptide.cache import face, logs, places
 from swaptide.cache.errors import SetupError, StateError
 from swaptide.host import config, definitions, isolation, paths, process
@@ -71,8 +70,7 @@ def remind(chosen: config.Config, disk: definitions.Definition, state: face.Stat
         wanted = face.Limits(
             cap_bytes=disk.cap_bytes, target_bytes=found.target_bytes, floor_bytes=disk.floor_bytes
         )
-        target = limits.clamp(found.target_bytes, wanted)
-        squeeze.apply(state, dataclasses.replace(wanted, target_bytes=target))
+        squeeze.apply(state, squeeze.keeping_target(state, wanted))
     state.set_orders(compress=disk.compress, clean_ahead_permille=disk.clean_ahead_percent * 10)
     seconds = spill_timeout_seconds(chosen, disk)
     if seconds is not None:

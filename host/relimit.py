@@ -87,7 +87,8 @@ async def _follow(
         if changed.spill_timeout_seconds is not None:
             state.set_spill_timeout(changed.spill_timeout_seconds)
         keeper.use(changed)
-        squeeze.apply(state, _within(state, wanted) if steered else wanted, deadline)
+        # How much of its cap a disk may use is not for whoever sets the cap to say, where somebody steers.
+        squeeze.apply(state, squeeze.keeping_target(state, wanted) if steered else wanted, deadline)
         fell(name, state.path, None if deadline is None else deadline.begun + deadline.seconds)
         # Beside it, since a store that does not answer must not hold up a disk that returns memory.
         saving = asyncio.create_task(keeper.persist())
@@ -107,14 +108,6 @@ async def _follow(
         if last["phase"] == squeeze.Phase.SUPERSEDED and gone():
             raise BusyError(f"disk {name} was removed or cleared meanwhile")
         return {**last, "unsaved": unsaved}
-
-
-def _within(state: face.StateFace, wanted: face.Limits) -> face.Limits:
-    """`wanted` with the target that is in force, as far as it fits: how much of its cap a disk may use
-    is not for whoever sets the cap to say, where somebody steers.
-    """
-    target = limits.clamp(state.limits().target_bytes, wanted)
-    return dataclasses.replace(wanted, target_bytes=target)
 
 
 def _prospect(

@@ -178,6 +178,12 @@ class Keeper:
         self.use(definition)
         return await self.persist()
 
+    async def commit(self, definition: definitions.Definition) -> None:
+        """As `update`, but raises SetupError where it cannot be persisted."""
+        trouble = await self.update(definition)
+        if trouble is not None:
+            raise SetupError(trouble)
+
     def use(self, definition: definitions.Definition) -> None:
         """Use `definition` from now on; it is yet to be persisted."""
         if definition.weight != self.definition.weight and self.process is not None:
@@ -404,11 +410,7 @@ class Keeper:
         await self.estate.remove_state(old)
         if not old.store_given:
             await spills.release(old.spill_path, old.disk_id)
-        await self.update(
-            self.fresh_paths(
-                msgspec.structs.replace(self.definition, disk_id=None, adoption=None, store_given=False)
-            )
-        )
+        await self.update(self.blank())
 
     async def _renew_place(self, old: definitions.Definition) -> None:
         """Who serves may have changed since it was to be made, and where their state files lie."""
@@ -422,9 +424,10 @@ class Keeper:
         if uid != self.definition.uid:
             await self.update(msgspec.structs.replace(self.definition, uid=uid))
 
-    def fresh_paths(self, definition: definitions.Definition) -> definitions.Definition:
-        """As `estate.fresh_paths`, for this keeper's disk."""
-        return estate.fresh_paths(definition, self._config, self._memory_dir, apart=self._servants.apart)
+    def blank(self) -> definitions.Definition:
+        """The disk as it comes back empty, which is another one with paths of its own."""
+        blank = msgspec.structs.replace(self.definition, disk_id=None, adoption=None, store_given=False)
+        return estate.fresh_paths(blank, self._config, self._memory_dir, apart=self._servants.apart)
 
     def _listen(self) -> None:
         if self._listener is None:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterator
 
 import click
 import msgspec
@@ -16,6 +15,7 @@ from swaptide.cache import engine, exports, layout
 from swaptide.host import cli, config, usage
 from swaptide.nbdkit_plugin import parameters
 from tests.hygiene import tree
+from tests.real.words import commands
 
 PAGES = tuple(sorted((tree.ROOT / "docs/man").iterdir()))
 COMMANDS = tree.ROOT / "docs/man/swaptide.1"
@@ -24,16 +24,6 @@ PLUGIN = tree.ROOT / "docs/man/nbdkit-swaptide-plugin.1"
 BEGIN, END = '.\\" the commands, ', '.\\" end of the commands\n'
 WIDTH = 78
 MAN = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
-
-
-def commands(
-    group: click.Group, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in sorted(group.commands.items()):
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
 
 
 def prose(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.real import daemons, remotes
+from tests.real import daemons, movers, remotes
 
 
 @pytest.fixture
@@ -34,4 +34,18 @@ def daemon(root: pathlib.Path, settings: dict[str, Any]) -> Iterator[daemons.Dae
 def remote(root: pathlib.Path) -> Iterator[remotes.Remote]:
     """A spill server for one of its disks."""
     with remotes.serving(root / "remote", daemons.SIZE, open_to_all=True) as made:
+        yield made
+
+
+@pytest.fixture
+def guest(pair: movers.Pair) -> Iterator[movers.Guest]:
+    """A client of a disk that moves; the two hosts, `pair`, are each file's own."""
+    with movers.at_work(pair) as made:
+        yield made
+
+
+@pytest.fixture
+def qemu(pair: movers.Pair) -> Iterator[movers.Qemu]:
+    """Its QEMU."""
+    with movers.qemu_of(pair) as made:
         yield made

@@ -26,18 +26,6 @@ def pair(root: pathlib.Path) -> Iterator[movers.Pair]:
         yield made
 
 
-@pytest.fixture
-def guest(pair: movers.Pair) -> Iterator[movers.Guest]:
-    with movers.at_work(pair) as made:
-        yield made
-
-
-@pytest.fixture
-def qemu(pair: movers.Pair) -> Iterator[movers.Qemu]:
-    with movers.qemu_of(pair) as made:
-        yield made
-
-
 def with_qemu(qemu: movers.Qemu) -> tuple[str, ...]:
     return ("--qmp", str(qemu.path), "--qemu-uri", "tcp:there:4444")
 

@@ -34,18 +34,6 @@ def pair(root: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[movers.
         yield made
 
 
-@pytest.fixture
-def guest(pair: movers.Pair) -> Iterator[movers.Guest]:
-    with movers.at_work(pair) as made:
-        yield made
-
-
-@pytest.fixture
-def qemu(pair: movers.Pair) -> Iterator[movers.Qemu]:
-    with movers.qemu_of(pair) as made:
-        yield made
-
-
 def set_gate(daemon: daemons.Daemon, gate: str) -> None:
     with face.StateFace(pathlib.Path(daemon.show()["state_file"])) as state:
         state.set_gate(gate)

@@ -13,7 +13,7 @@ import pytest
 
 from swaptide.cache import face, statefile
 from swaptide.cache.errors import SetupError
-from swaptide.host import adoption, definitions, disks, jobs, migrate, protocol, spills, steps
+from swaptide.host import adoption, definitions, disks, jobs, migrate, protocol, spills, steps, supervisor
 
 SIZE = 16 << 20
 LIMITS = face.Limits(cap_bytes=64 << 20, target_bytes=32 << 20, floor_bytes=24 << 20)
@@ -37,6 +37,8 @@ class Keeper:
         self.definition = definition
         await asyncio.sleep(0)
         return self.trouble
+
+    commit = supervisor.Keeper.commit  # the real one, of what is updated here
 
 
 class Job:
@@ -101,9 +103,9 @@ def test_a_process_that_makes_no_sense_ends_its_job(said: bytes) -> None:
     ours, theirs = socket.socketpair()
 
     async def body() -> None:
-        job = jobs.Job("g1", ours, lambda step: None)
+        job = jobs.Job("g1", ours, (), lambda step: None)
         try:
-            await job.start({"do": "send"}, [])
+            await job.start({"do": "send"})
             theirs.sendall(said + b"\n")
             async with asyncio.timeout(30):
                 with pytest.raises(jobs.JobError, match="makes no sense"):
